@@ -1,0 +1,47 @@
+# One folder, .venv, holds everything; `make demo` and `make test` need Python 3.11+, make and a package index.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+NAME   ?=
+
+# Idle OpenMP threads sleep instead of spinning; without this two threads on a busy 2-core machine are slower than one.
+export OMP_WAIT_POLICY := PASSIVE
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: venv demo test check format docs bench clean
+
+$(BIN)/.runtime: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(BIN)/.dev: $(BIN)/.runtime
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+venv: $(BIN)/.dev
+
+demo: $(BIN)/.runtime
+	$(BIN)/lfp-lens run tiny
+
+test: $(BIN)/.dev
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+
+check: $(BIN)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(BIN)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(BIN)/.dev
+	$(BIN)/mkdocs build --strict
+
+bench: $(BIN)/.dev
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.benchmarks $(NAME)
+
+clean:
+	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,92 @@
+"""lfp_lens: what feedback a tuned language model really learned, and where that differs from what it got.
+
+    import lfp_lens as lfp
+    pair = lfp.load_pair("EleutherAI/pythia-70m", "path/of/tuned")
+    lfp.diverge(pair, lfp.load_texts("imdb", split="test", n=500)).top(5)
+
+Every name here is loaded when it is first used, so importing the package costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lfp_lens.config import RunConfig as RunConfig
+    from lfp_lens.config import load_config as load_config
+    from lfp_lens.config import with_values as with_values
+    from lfp_lens.core.errors import GateError as GateError
+    from lfp_lens.core.errors import LensError as LensError
+    from lfp_lens.core.store import Store as Store
+    from lfp_lens.parts.pair import Pair as Pair
+    from lfp_lens.parts.pair import load_pair as load_pair
+    from lfp_lens.parts.texts import load_texts as load_texts
+    from lfp_lens.pipeline import Run as Run
+    from lfp_lens.pipeline import open_run as open_run
+    from lfp_lens.pipeline import run as run
+    from lfp_lens.results import Ablation as Ablation
+    from lfp_lens.results import Divergence as Divergence
+    from lfp_lens.results import Effects as Effects
+    from lfp_lens.results import FeatureSet as FeatureSet
+    from lfp_lens.results import Labels as Labels
+    from lfp_lens.results import Learned as Learned
+    from lfp_lens.results import Report as Report
+    from lfp_lens.results import SAERecord as SAERecord
+    from lfp_lens.results import SAESet as SAESet
+    from lfp_lens.results import Triples as Triples
+    from lfp_lens.results import Tuning as Tuning
+    from lfp_lens.stages.ablate import ablate as ablate
+    from lfp_lens.stages.attribute import attribute as attribute
+    from lfp_lens.stages.contrast import contrast as contrast
+    from lfp_lens.stages.diverge import diverge as diverge
+    from lfp_lens.stages.explain import explain as explain
+    from lfp_lens.stages.finetune import finetune as finetune
+    from lfp_lens.stages.probe import probe as probe
+    from lfp_lens.stages.report import report as report
+    from lfp_lens.stages.train_sae import train_sae as train_sae
+
+_HOMES = {
+    "stages.finetune": ("finetune",),
+    "stages.diverge": ("diverge",),
+    "stages.train_sae": ("train_sae",),
+    "stages.contrast": ("contrast",),
+    "stages.probe": ("probe",),
+    "stages.attribute": ("attribute",),
+    "stages.explain": ("explain",),
+    "stages.ablate": ("ablate",),
+    "stages.report": ("report",),
+    "parts.pair": ("Pair", "load_pair"),
+    "parts.texts": ("load_texts",),
+    "results": (
+        "Ablation", "Divergence", "Effects", "FeatureSet", "Labels", "Learned", "Report", "SAERecord",
+        "SAESet", "Triples", "Tuning",
+    ),
+    "core.errors": ("GateError", "LensError"),
+    "core.store": ("Store",),
+    "config": ("RunConfig", "load_config", "with_values"),
+    "pipeline": ("Run", "open_run", "run"),
+}  # fmt: skip
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+__all__ = sorted(_HOME_OF)  # noqa: PLE0605  (a list of strings, made from the table)
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its home on first use."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version("lfp-lens")
+    elif name in _HOME_OF:
+        value = getattr(import_module(f"lfp_lens.{_HOME_OF[name]}"), name)
+    else:
+        # Python asks for dunder names all the time; only a mistyped public name gets a hint.
+        from lfp_lens.core.errors import nearest
+
+        hint = "" if name.startswith("_") else nearest(name, _HOME_OF)
+        raise AttributeError(f"module 'lfp_lens' has no attribute {name!r}.{hint}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names beside what is loaded."""
+    return sorted({*globals(), *_HOME_OF, "__version__"})

@@ -1,0 +1,1 @@
+"""Planted pairs with sealed answer keys and a blind scorecard."""

@@ -1,0 +1,73 @@
+"""Any Hugging Face causal LM as a TransformerLens model with weight processing off: the only importer of TransformerLens.
+
+HookedTransformer where TransformerLens has a converter for the architecture, TransformerBridge elsewhere. Processing
+stays off because centring the writing weights changes `hook_mlp_out`. The checkpoint's own path is never shown to
+TransformerLens, which guesses the architecture from the path's letters; it is staged into a neutral folder.
+"""
+
+import contextlib
+import io
+import json
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+HOOKED_ARCHITECTURES = ("GPTNeoXForCausalLM", "GPTNeoForCausalLM", "GPT2LMHeadModel", "LlamaForCausalLM")
+
+
+def to_hooked(model: Any, tokenizer: Any) -> Any:
+    """Give the TransformerLens twin of a Hugging Face causal LM, on the same device and in the same dtype."""
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="stage_") as root:
+        warnings.simplefilter("ignore")
+        folder = Path(root) / "checkpoint"
+        tokenizer.save_pretrained(folder)
+        if type(model).__name__ in HOOKED_ARCHITECTURES:
+            return _hooked(model, tokenizer, folder)
+        return _bridged(model, folder)
+
+
+def _hooked(model: Any, tokenizer: Any, folder: Path) -> Any:
+    from transformer_lens import HookedTransformer
+    from transformer_lens import loading_from_pretrained as loading
+    from transformers import AutoTokenizer
+
+    settings = model.config.to_dict() | {"architectures": [type(model).__name__]}
+    if type(model).__name__ == "GPT2LMHeadModel":
+        settings.setdefault("n_ctx", settings["n_positions"])
+    (folder / "config.json").write_text(json.dumps(settings, default=str), encoding="utf-8")
+    with contextlib.redirect_stdout(io.StringIO()):
+        config = loading.get_pretrained_model_config(
+            str(folder), hf_cfg=settings, fold_ln=False, device=str(model.device), dtype=model.dtype
+        )
+        config.tokenizer_name = None
+        needs_grad = [weight.requires_grad for weight in model.parameters()]
+        state = loading.get_pretrained_state_dict(str(folder), config, model, dtype=model.dtype)
+        for weight, needed in zip(model.parameters(), needs_grad):
+            weight.requires_grad_(needed)
+        staged = AutoTokenizer.from_pretrained(folder, padding_side=tokenizer.padding_side)
+        hooked = HookedTransformer(config, staged, move_to_device=False)
+        hooked.load_and_process_state_dict(
+            state, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
+        )
+        hooked.to(model.device, print_details=False)
+    return hooked.eval()
+
+
+def _bridged(model: Any, folder: Path) -> Any:
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import AutoTokenizer
+
+    staged = AutoTokenizer.from_pretrained(folder)
+    with contextlib.redirect_stdout(io.StringIO()):
+        bridge = TransformerBridge.boot_transformers(
+            str(folder), hf_model=model, tokenizer=staged, device=str(model.device), dtype=model.dtype
+        )
+    return bridge.eval()
+
+
+def hooked_logits(hooked: Any, ids_BS: torch.Tensor) -> torch.Tensor:
+    """Give the logits of a TransformerLens model for full-length rows of token ids."""
+    return hooked(ids_BS, return_type="logits")

@@ -1,0 +1,88 @@
+"""Interventions: change SAE features inside a running model and leave everything else, the SAE's error included, as it was.
+
+f = enc(x); e = x - dec(f); chosen features of f replaced; y = dec(f') + e. It is computed as y = x + dec(f') - dec(f), so
+that an empty set changes no bit. The beginning-of-text token, on which SAEs are not trained, is never touched.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from lfp_lens.core.errors import LensError, unknown
+from lfp_lens.parts.sites import editing, trunk
+
+MODES = ("zero", "mean", "resample", "scale")
+Edit = Callable[[torch.Tensor], torch.Tensor]
+
+
+def feature_edit(
+    sae: Any, indices: Sequence[int], *, mode: str = "zero", scale: float = 0.0, reference_MF: torch.Tensor | None = None, seed: int = 0
+) -> Edit:  # fmt: skip
+    """Give the edit that replaces chosen features of one SAE.
+
+    Args:
+        sae: a SAELens SAE.
+        indices: features to replace.
+        mode: `zero`; `scale` times `scale`; `mean` of, or a random draw (`resample`) from, the reference activations.
+        scale: the factor of mode `scale`.
+        reference_MF: features `[tokens, F]` on reference text, for `mean` and `resample`.
+        seed: of the draws.
+    """
+    if mode not in MODES:
+        raise unknown("ablation mode", mode, MODES)
+    if mode in ("mean", "resample") and reference_MF is None:
+        raise LensError(f"Mode {mode!r} needs the features' activations on reference text.")
+    chosen = torch.tensor(sorted(indices), dtype=torch.long)
+    generator = torch.Generator().manual_seed(seed)
+
+    def edit(acts: torch.Tensor) -> torch.Tensor:
+        if not len(chosen):
+            return acts
+        features = sae.encode(acts.float())
+        changed = features.clone()
+        if mode in ("zero", "scale"):
+            changed[..., chosen] *= 0.0 if mode == "zero" else scale
+        elif mode == "mean":
+            changed[..., chosen] = reference_MF.mean(0)[chosen]
+        else:
+            rows = torch.randint(len(reference_MF), features.shape[:-1], generator=generator)
+            changed[..., chosen] = reference_MF[rows][..., chosen]
+        return acts + (sae.decode(changed) - sae.decode(features)).to(acts.dtype)
+
+    return edit
+
+
+def reconstruction_edit(sae: Any) -> Edit:
+    """Give the edit that puts the SAE's reconstruction in the site's place: what the error term alone is worth."""
+    return lambda acts: sae(acts.float()).to(acts.dtype)
+
+
+@contextmanager
+def intervening(model: Any, edits: Mapping[str, Edit], *, begin: int | None) -> Iterator[None]:
+    """Apply the edits while inside, at every position but the beginning-of-text token, in generation too.
+
+    `begin` is that token's id, None where the tokenizer has none. Every hook is gone on any exit.
+    """
+    current: dict[str, torch.Tensor] = {}
+
+    def remember(module: Any, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        current["ids"] = options["input_ids"] if options.get("input_ids") is not None else args[0]
+
+    def outside_begin(edit: Edit) -> Edit:
+        def kept(acts: torch.Tensor) -> torch.Tensor:
+            new = edit(acts)
+            if begin is None or new is acts:
+                return new
+            return torch.where((current["ids"] == begin)[..., None], acts, new)
+
+        return kept
+
+    watched = model if hasattr(model, "hook_dict") else trunk(model)
+    handle = watched.register_forward_pre_hook(remember, with_kwargs=True)
+    try:
+        with editing(model, {site: outside_begin(edit) for site, edit in edits.items()}):
+            yield
+    finally:
+        handle.remove()

@@ -1,0 +1,87 @@
+"""Readings: what a probe can see of a word in its left context, one row per occurrence.
+
+Every reading is averaged over the word's own tokens, beginning-of-text and padding never included. Sites are
+concatenated in layer order (numeric).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from lfp_lens.core.errors import LensError
+from lfp_lens.core.fingerprint import fingerprint
+from lfp_lens.parts.activations import Encoded, batches, tokens_of_span, word_ids
+from lfp_lens.parts.sites import activations_at
+
+RANDOM_WIDTH = 256
+
+
+class WordTokens:
+    """Activations at the tokens of one word per text, and which row each token belongs to.
+
+    `rows` maps each kept token to its occurrence; occurrences that do not align with whole tokens are refused, so
+    filter them with `aligned` first.
+    """
+
+    def __init__(
+        self, model: Any, encoded: Sequence[Encoded], spans: Sequence[tuple[int, int]], sites: Sequence[str]
+    ) -> None:
+        positions = [tokens_of_span(text, span) for text, span in zip(encoded, spans)]
+        if not all(positions):
+            raise LensError(f"{sum(not tokens for tokens in positions)} words do not align with whole tokens.")
+        self.sites = tuple(sites)
+        self.n_rows = len(encoded)
+        found: dict[str, list[torch.Tensor]] = {site: [] for site in sites}
+        rows: list[int] = []
+        for batch in batches(encoded, device=model.device):
+            lines = [line for line, text in enumerate(batch.rows) for _ in positions[text]]
+            places = [at for text in batch.rows for at in positions[text]]
+            rows += [text for text in batch.rows for _ in positions[text]]
+            acts = activations_at(model, batch.ids_BS, batch.mask_BS, sites)
+            for site in sites:
+                found[site].append(acts[site][lines, places].float().cpu())
+        self.rows = torch.tensor(rows)
+        self.tokens_ND = {site: torch.cat(parts) for site, parts in found.items()}
+
+    def raw(self) -> Float[np.ndarray, "rows width"]:
+        """Give the activations themselves, averaged over each word's tokens."""
+        return self._stacked([self.tokens_ND[site] for site in self.sites])
+
+    def features(self, saes: dict[str, Any]) -> Float[np.ndarray, "rows features"]:
+        """Give SAE features, encoded token by token and then averaged; `saes` maps each site to a SAELens SAE."""
+        with torch.no_grad():
+            return self._stacked([saes[site].encode(self.tokens_ND[site]) for site in self.sites])
+
+    def _stacked(self, parts: list[torch.Tensor]) -> np.ndarray:
+        counts = torch.bincount(self.rows, minlength=self.n_rows)[:, None]
+        means = []
+        for part_NF in parts:
+            sums = torch.zeros(self.n_rows, part_NF.shape[1]).index_add_(0, self.rows, part_NF)
+            means.append(sums / counts)
+        return torch.cat(means, dim=1).double().numpy()
+
+
+def aligned(encoded: Sequence[Encoded], spans: Sequence[tuple[int, int]]) -> list[int]:
+    """Give the rows whose word is made of whole tokens, at least one token into the text."""
+    return [
+        row for row, (text, span) in enumerate(zip(encoded, spans)) if min(tokens_of_span(text, span), default=0) > 0
+    ]
+
+
+def embeddings(model: Any, tokenizer: Any, words: Sequence[str]) -> Float[np.ndarray, "rows width"]:
+    """Give the input embedding of each word, averaged over its tokens inside a sentence: knows the word, no context."""
+    table = model.get_input_embeddings().weight.detach().float().cpu()
+    return torch.stack([table[ids].mean(0) for ids in word_ids(tokenizer, words)]).double().numpy()
+
+
+def random_vectors(words: Sequence[str], *, seed: int) -> Float[np.ndarray, "rows width"]:
+    """Give one random vector per word plus fresh noise per row: the dead salmon, no language model at all."""
+    generator = np.random.default_rng(seed)
+    own = {
+        word: np.random.default_rng(int(fingerprint([seed, word]), 16)).normal(size=RANDOM_WIDTH)
+        for word in sorted(set(words))
+    }
+    return np.stack([own[word] for word in words]) + 0.3 * generator.normal(size=(len(words), RANDOM_WIDTH))

@@ -1,0 +1,112 @@
+"""Sites: TransformerLens hook names on one side, Hugging Face modules on the other.
+
+Bulk work runs on the plain Hugging Face model with forward hooks (no logits, stops after the deepest site), because it is
+the fastest path that gives the same activations; `load_pair` proves the equality at load.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from lfp_lens.core.errors import LensError, unknown
+
+HOOKS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "hook_mlp_out": lambda block: block.mlp,
+    "hook_resid_post": lambda block: block,
+}
+"""Hook name -> the module inside a block whose output it is."""
+
+
+def trunk(model: Any) -> nn.Module:
+    """Give the model without its unembedding."""
+    return getattr(model, model.base_model_prefix)
+
+
+def blocks(model: Any) -> nn.ModuleList:
+    """Give the list of transformer blocks, whatever the architecture calls it."""
+    inside = trunk(model)
+    for name in ("layers", "h"):
+        if hasattr(inside, name):
+            return getattr(inside, name)
+    raise LensError(
+        f"{type(model).__name__} has no list of blocks named `layers` or `h`: it is not a supported causal LM."
+    )
+
+
+def all_sites(model: Any, hook: str = "hook_mlp_out") -> tuple[str, ...]:
+    """Name this hook of every layer, in layer order."""
+    return tuple(f"blocks.{layer}.{hook}" for layer in range(len(blocks(model))))
+
+
+def layer_of(site: str) -> int:
+    """Give the layer of a site name. Raises `LensError` for a name that is no site."""
+    parts = site.split(".")
+    if len(parts) != 3 or parts[0] != "blocks" or not parts[1].isdigit():
+        raise LensError(f"{site!r} is no site: expected a name such as 'blocks.3.hook_mlp_out'.")
+    if parts[2] not in HOOKS:
+        raise unknown("hook", parts[2], HOOKS)
+    return int(parts[1])
+
+
+def module_at(model: Any, site: str) -> nn.Module:
+    """Give the module whose output is this site."""
+    layer, stack = layer_of(site), blocks(model)
+    if layer >= len(stack):
+        raise LensError(f"{site!r} does not exist: the model has layers 0 to {len(stack) - 1}.")
+    return HOOKS[site.split(".")[2]](stack[layer])
+
+
+@contextmanager
+def editing(model: Any, edits: Mapping[str, Callable[[torch.Tensor], torch.Tensor]]) -> Iterator[None]:
+    """Replace the activation at each site by `edit(activation)` while inside; every hook is gone on any exit.
+
+    `model` is a Hugging Face model or a TransformerLens one. An edit that returns its argument changes nothing.
+    """
+    if hasattr(model, "hook_dict"):
+        hooks = [(site, lambda acts, hook, edit=edit: edit(acts)) for site, edit in edits.items()]
+        with model.hooks(fwd_hooks=hooks):
+            yield
+        return
+
+    def hook(edit: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., Any]:
+        return lambda module, args, out: (edit(out[0]), *out[1:]) if isinstance(out, tuple) else edit(out)
+
+    handles = []
+    try:
+        for site, edit in edits.items():
+            handles.append(module_at(model, site).register_forward_hook(hook(edit)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Stop(Exception):
+    """The deepest wanted site was reached; nothing after it is needed."""
+
+
+def activations_at(
+    model: Any, ids_BS: torch.Tensor, mask_BS: torch.Tensor, sites: Sequence[str]
+) -> dict[str, torch.Tensor]:
+    """Run a Hugging Face model up to its deepest wanted site and give `site -> [B, S, D]`; no logits are computed."""
+    found: dict[str, torch.Tensor] = {}
+    deepest = max(sites, key=lambda site: (layer_of(site), site.endswith("resid_post")))
+
+    def keep(site: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        def edit(acts_BSD: torch.Tensor) -> torch.Tensor:
+            found[site] = acts_BSD.detach()
+            if site == deepest:
+                raise _Stop
+            return acts_BSD
+
+        return edit
+
+    with torch.no_grad(), editing(model, {site: keep(site) for site in sites}):
+        try:
+            trunk(model)(input_ids=ids_BS, attention_mask=mask_BS, use_cache=False)
+        except _Stop:
+            pass
+    return {site: found[site] for site in sites}

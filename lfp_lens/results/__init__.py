@@ -1,0 +1,26 @@
+"""What every verb gives back, one file per verb: frozen, NumPy, opens without torch."""
+
+from lfp_lens.results.ablate import Ablation
+from lfp_lens.results.attribute import Effects
+from lfp_lens.results.contrast import Triples
+from lfp_lens.results.diverge import Divergence
+from lfp_lens.results.explain import Labels
+from lfp_lens.results.features import FeatureSet
+from lfp_lens.results.finetune import Tuning
+from lfp_lens.results.probe import Learned
+from lfp_lens.results.report import Report
+from lfp_lens.results.train_sae import SAERecord, SAESet
+
+__all__ = [
+    "Ablation",
+    "Divergence",
+    "Effects",
+    "FeatureSet",
+    "Labels",
+    "Learned",
+    "Report",
+    "SAERecord",
+    "SAESet",
+    "Triples",
+    "Tuning",
+]

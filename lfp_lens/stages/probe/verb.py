@@ -1,0 +1,274 @@
+"""The verb: measure every word, centre it by words outside the lexicon, test its sign, and fit the probes beside it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from lfp_lens.core.errors import GateError, LensError, unknown
+from lfp_lens.core.stats import (
+    Estimate,
+    RankAgreement,
+    balanced_sign_accuracy,
+    bootstrap_interval,
+    rank_agreement,
+)
+from lfp_lens.core.store import Store, keep
+from lfp_lens.parts.activations import encode, word_ids
+from lfp_lens.parts.lexicons import load_lexicon
+from lfp_lens.parts.pair import Pair
+from lfp_lens.parts.readings import WordTokens, aligned, embeddings, random_vectors
+from lfp_lens.parts.saes import load_sae, load_weights, random_twin
+from lfp_lens.parts.signals import SIGNALS, activation_delta, implicit_reward
+from lfp_lens.parts.speed import fast_matmul
+from lfp_lens.parts.twins import noise_twin
+from lfp_lens.parts.words import stem
+from lfp_lens.results.contrast import MEMBERS, Triples
+from lfp_lens.results.probe import Learned
+from lfp_lens.results.train_sae import SAESet
+from lfp_lens.stages.probe.grid import Rows, fit_grid
+from lfp_lens.stages.probe.words import Measured, choose, matched_neutrals
+
+
+def probe(
+    pair: Pair,
+    saes: SAESet,
+    triples: Triples,
+    texts: Sequence[str],
+    *,
+    signal: str = "implicit_reward",
+    lexicon: Any = "vader",
+    split: str = "lemma",
+    folds: int = 5,
+    contexts: int = 8,
+    min_contexts: int = 3,
+    neutral_words: int = 2000,
+    max_tokens: int = 128,
+    gate: str = "refuse",
+    seed: int = 0,
+    store: Store | None = None,
+) -> Learned:
+    """Measure what feedback the tuned model learned, word by word, with every control.
+
+    Args:
+        pair: base and tuned.
+        saes: their dictionaries.
+        triples: what the probes are fitted on.
+        texts: held-out texts, where words are measured in real contexts.
+        signal: `implicit_reward` (no label enters) or `activation_delta` (the paper's; signed by the label).
+        lexicon: the stated feedback the words are compared with.
+        split: `lemma` keeps a word's whole family on one side; `row` leaks words and is stamped.
+        folds: of the cross-validation.
+        contexts: occurrences measured per word, at most.
+        min_contexts: words with fewer are left out.
+        neutral_words: words outside the lexicon, matched on frequency and token count, that define zero; at most.
+        max_tokens: texts are cut there.
+        gate: `refuse` raises where no SAE is good enough to read features from; `warn` reads them all the same.
+        seed: of contexts, folds, controls and bootstraps.
+        store: a run's store, or None.
+
+    Raises:
+        GateError: if too few words occur, or no SAE passes its quality gates.
+        LensError: for an unknown signal or split, SAEs of another pair, or fewer lemmas than folds.
+
+    Source: arXiv 2310.08164, sections 3.3 and 4.1, with the split by word, the twins and the statistic corrected.
+
+    >>> learned = probe(pair, saes, triples, texts); learned.wrong(fdr=0.1)  # doctest: +SKIP
+    """
+    inputs = dict(locals())
+    if signal not in SIGNALS:
+        raise unknown("signal", signal, SIGNALS)
+    if saes.pair != pair.fingerprint:
+        raise LensError("These SAEs were trained on another pair; train them on this one.")
+    sites = saes.passing() if gate == "refuse" else saes.sites
+    stated = load_lexicon(lexicon)
+
+    def make(folder: Path | None) -> Learned:
+        with fast_matmul():
+            return _probe(pair, saes, sites, triples, texts, stated, inputs)
+
+    return keep(store, "probe", inputs | {"lexicon": stated}, make)
+
+
+def _probe(
+    pair: Pair, saes: SAESet, sites: tuple[str, ...], triples: Triples, texts: Sequence[str], stated: Mapping[str, float],
+    given: Mapping[str, Any],
+) -> Learned:  # fmt: skip
+    seed, signal = given["seed"], given["signal"]
+    rows, readings, deltas = _triple_rows(pair, saes, sites, triples, signal, seed)
+    measured = _measure(pair, texts, stated, given)
+    is_stated = np.array([word in stated and stated[word] != 0 for word in measured.words])
+    lemma = np.array([stem(word) for word in measured.words])
+    neutrals = matched_neutrals(measured.log_frequency, measured.tokens, is_stated, given["neutral_words"])
+    values, low, high = measured.values, measured.low, measured.high
+    if signal == "activation_delta":
+        is_stated &= np.array([word in deltas for word in measured.words])
+        values = np.array([deltas.get(word, np.nan) for word in measured.words])
+        low = high = np.full(len(values), np.nan)
+        centre, scale, null = 0.0, 1.0, np.zeros(0)
+        p_wrong = np.full(len(values), np.nan)
+    else:
+        centre, scale = _zero(values[neutrals])
+        null = (values[neutrals] - centre) / scale
+        p_wrong = np.zeros(len(values))
+    values, low, high = ((part - centre) / scale for part in (values, low, high))
+    rated = np.array([stated.get(word, 0.0) for word in measured.words])
+    if signal != "activation_delta":
+        p_wrong = p_of_wrong_sign(values, rated, null)
+    keep_rows = np.flatnonzero(is_stated)
+    of = {
+        name: np.asarray(part)[keep_rows] for name, part in {"values": values, "rated": rated, "lemma": lemma}.items()
+    }
+    cells, predicted = fit_grid(rows, readings, stated, split=given["split"], folds=given["folds"], seed=seed)
+    words = tuple(measured.words[row] for row in keep_rows)
+    twin_zero = _zero(measured.twin[neutrals])
+    twin = ((measured.twin - twin_zero[0]) / twin_zero[1])[keep_rows]
+    agree = lambda part: rank_agreement(part, of["rated"], of["lemma"], seed=seed)  # noqa: E731
+    return Learned(
+        words=words, stated=of["rated"], lemma=tuple(of["lemma"].tolist()), measured=of["values"],
+        measured_low=low[keep_rows], measured_high=high[keep_rows], raw=measured.values[keep_rows],
+        contexts=measured.contexts[keep_rows], tokens=measured.tokens[keep_rows],
+        log_frequency=measured.log_frequency[keep_rows],
+        predicted=np.array([predicted.get(word, np.nan) for word in words]) / scale,
+        p_wrong=p_wrong[keep_rows], neutral_words=tuple(measured.words[row] for row in neutrals), neutral=null,
+        signal=signal, overall=agree(of["values"]), positive=_within(of, of["rated"] > 0, seed),
+        negative=_within(of, of["rated"] < 0, seed),
+        sign=balanced_sign_accuracy(of["values"], of["rated"], of["lemma"], seed=seed), twin=agree(twin),
+        shuffled=_shuffled(of, seed), difference=_difference(of, twin, seed),
+        baselines={"frequency": agree(measured.log_frequency[keep_rows]),
+                   "base_log_probability": agree(measured.base_log_p[keep_rows])},
+        grid=cells, between_tunings="unknown: one checkpoint", split=given["split"], n_triples=len(triples),
+    )  # fmt: skip
+
+
+def _measure(pair: Pair, texts: Sequence[str], stated: Mapping[str, float], given: Mapping[str, Any]) -> Measured:
+    """Measure the implicit reward of every frequent word in its own contexts, on the tuned model and on the noise twin."""
+    options = {name: given[name] for name in ("contexts", "min_contexts", "max_tokens", "seed")}
+    encoded, spots, counts = choose(texts, pair.tokenizer, stated, **options)
+    spans: list[list[tuple[int, int]]] = [[] for _ in texts]
+    order: list[list[str]] = [[] for _ in texts]
+    for spot in spots:
+        spans[spot.text].append((spot.start, spot.end))
+        order[spot.text].append(spot.word)
+    twin = noise_twin(pair.base_hf, pair.tuned_hf, seed=given["seed"])
+    (tuned_values, twin_values), base_log_p = implicit_reward(pair.base_hf, [pair.tuned_hf, twin], encoded, spans)
+    words = np.array([word for row in order for word in row])
+    fits = np.isfinite(tuned_values)
+    names, codes, sizes = np.unique(words[fits], return_inverse=True, return_counts=True)
+    enough = sizes >= given["min_contexts"]
+    mean = lambda part: np.bincount(codes, part[fits]) / sizes  # noqa: E731
+    value = mean(tuned_values)
+    spread = np.sqrt(np.maximum(mean(tuned_values**2) - value**2, 0) * sizes / np.maximum(sizes - 1, 1))
+    margin = stats.t.ppf(0.975, np.maximum(sizes - 1, 1)) * spread / np.sqrt(sizes)
+    tokens = np.array([len(ids) for ids in word_ids(pair.tokenizer, names.tolist())])
+    log_frequency = np.log1p([counts[str(name)] for name in names])
+    parts = (
+        value,
+        value - margin,
+        value + margin,
+        sizes,
+        tokens,
+        log_frequency,
+        mean(base_log_p),
+        mean(twin_values),
+    )
+    return Measured(tuple(names[enough].tolist()), *(part[enough] for part in parts))
+
+
+def _triple_rows(
+    pair: Pair, saes: SAESet, sites: tuple[str, ...], triples: Triples, signal: str, seed: int
+) -> tuple[Rows, dict[tuple[str, str], np.ndarray], dict[str, float]]:
+    """Read every member of every triple at its word, on both sides; give rows, readings, and the paper's delta by word.
+
+    Only the left context is encoded: what follows a word cannot change what a causal model computes at it.
+    """
+    whole = {member: [left + word for left, word in zip(triples.prefix, triples.words(member))] for member in MEMBERS}
+    encoded = {
+        member: encode(pair.tokenizer, whole[member], max_tokens=pair.tuned_hf.config.max_position_embeddings)
+        for member in MEMBERS
+    }
+    spans = {member: triples.spans(member) for member in MEMBERS}
+    usable = sorted(set.intersection(*(set(aligned(encoded[member], spans[member])) for member in MEMBERS)))
+    if len(usable) < 10:
+        raise GateError(f"The words of {len(usable)} of {len(triples)} triples align with whole tokens; 10 are needed.")
+    texts = [encoded[member][row] for member in MEMBERS for row in usable]
+    places = [spans[member][row] for member in MEMBERS for row in usable]
+    words = [triples.words(member)[row].lower() for member in MEMBERS for row in usable]
+    readings: dict[tuple[str, str], np.ndarray] = {}
+    for side in ("tuned", "base"):
+        seen = WordTokens(pair.hf(side), texts, places, sites)
+        trained = {site: load_sae(saes.one(site, side=side)) for site in sites}
+        readings[side, "sae"] = seen.features(trained)
+        readings[side, "raw"] = seen.raw()
+        if side == "tuned":
+            untrained = {
+                site: load_weights(random_twin(saes.one(site, side=side).weights, seed=seed)) for site in sites
+            }
+            readings[side, "random_sae"] = seen.features(untrained)
+    readings["none", "embedding"] = embeddings(pair.base_hf, pair.tokenizer, words)
+    readings["none", "random"] = random_vectors(words, seed=seed)
+    n = len(usable)
+    features = readings["tuned", "sae"]
+    up, down = activation_delta(features[:n], features[n : 2 * n], features[2 * n :])
+    deltas = np.concatenate([up, np.zeros(n), down])
+    by_word = {word: float(deltas[[w == word for w in words]].mean()) for word in sorted({*words[:n], *words[2 * n :]})}
+    if signal == "activation_delta":
+        target = deltas
+    else:
+        (values,), _ = implicit_reward(pair.base_hf, [pair.tuned_hf], texts, [[place] for place in places])
+        target = values
+    return Rows(words, [stem(word) for word in words], target), readings, by_word
+
+
+def p_of_wrong_sign(values: np.ndarray, rated: np.ndarray, null: np.ndarray) -> np.ndarray:
+    """Give the one-sided p that each word's value lies on the side opposite to its rating, against the neutral words.
+
+    The null is Student's t fitted to the neutral words' values by maximum likelihood: an empirical null (Efron 2004) whose
+    tail is as heavy as theirs, and whose p-values are not floored at 1 / (their number + 1).
+
+    >>> neutral = stats.t.ppf(np.linspace(0.01, 0.99, 99), 5)
+    >>> [round(float(p), 2) for p in p_of_wrong_sign(np.array([-3.0, 3.0]), np.array([2.0, 2.0]), neutral)]
+    [0.01, 0.99]
+    """
+    fitted = stats.t(*stats.t.fit(null))
+    return np.where(rated > 0, fitted.cdf(values), fitted.sf(values))
+
+
+def _zero(neutral: np.ndarray) -> tuple[float, float]:
+    """Give centre and spread of the neutral words: median, and median absolute deviation scaled to a normal's sd."""
+    scale = float(stats.median_abs_deviation(neutral, scale="normal"))
+    if not scale > 0:
+        raise GateError("The words outside the lexicon all have the same value: the two models do not differ on them.")
+    return float(np.median(neutral)), scale
+
+
+def _within(of: Mapping[str, np.ndarray], rows: np.ndarray, seed: int) -> RankAgreement | None:
+    if rows.sum() < 3 or np.ptp(of["rated"][rows]) == 0:
+        return None
+    return rank_agreement(of["values"][rows], of["rated"][rows], of["lemma"][rows], seed=seed)
+
+
+def _shuffled(of: Mapping[str, np.ndarray], seed: int, draws: int = 200) -> Estimate:
+    """Give tau-b when stated values are permuted within each polarity: what polarity alone is worth."""
+    generator = np.random.default_rng(seed)
+    sign, found = np.sign(of["rated"]), []
+    for _ in range(draws):
+        rated = of["rated"].copy()
+        for side in (-1, 1):
+            rated[sign == side] = generator.permutation(rated[sign == side])
+        found.append(stats.kendalltau(of["values"], rated).statistic)
+    low, high = np.quantile(found, (0.025, 0.975))
+    return Estimate(float(np.mean(found)), float(low), float(high), len(sign))
+
+
+def _difference(of: Mapping[str, np.ndarray], twin: np.ndarray, seed: int) -> Estimate:
+    """Give tau(tuned) - tau(twin), both computed on the same resampled lemmas."""
+
+    def gap(rows: np.ndarray) -> float:
+        tau = lambda part: stats.kendalltau(part[rows], of["rated"][rows]).statistic  # noqa: E731
+        return float(tau(of["values"]) - tau(twin))
+
+    low, high = bootstrap_interval(gap, of["lemma"], draws=500, seed=seed)
+    return Estimate(gap(np.arange(len(twin))), low, high, len(twin))

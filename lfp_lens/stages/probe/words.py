@@ -1,0 +1,98 @@
+"""Which words are measured, in which contexts, and which words outside the lexicon define zero."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from lfp_lens.core.errors import GateError
+from lfp_lens.parts.activations import Encoded, encode
+from lfp_lens.parts.word_classes import is_function_word
+from lfp_lens.parts.words import Occurrence, find_words
+
+MIN_CHARACTERS = 20
+"""A word counts only this far into a text, where it has a context."""
+MIN_WORDS, MIN_NEUTRAL = 30, 100
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Words with their contexts; arrays are aligned with `words`."""
+
+    words: tuple[str, ...]
+    values: Float[np.ndarray, " words"]
+    low: Float[np.ndarray, " words"]
+    high: Float[np.ndarray, " words"]
+    contexts: Int[np.ndarray, " words"]
+    tokens: Int[np.ndarray, " words"]
+    log_frequency: Float[np.ndarray, " words"]
+    base_log_p: Float[np.ndarray, " words"]
+    twin: Float[np.ndarray, " words"]
+
+
+def choose(
+    texts: Sequence[str], tokenizer: Any, lexicon: Mapping[str, float], *, contexts: int, min_contexts: int, max_tokens: int,
+    seed: int,
+) -> tuple[list[Encoded], list[Occurrence], Counter[str]]:  # fmt: skip
+    """Give the encoded texts, up to `contexts` occurrences of every word that has enough, and every word's frequency.
+
+    Function words outside the lexicon are left out: their contexts are not those of content words. Raises `GateError` if too
+    few lexicon words or too few others remain.
+    """
+    encoded = encode(tokenizer, texts, max_tokens=max_tokens)
+    reach = [text.offsets[-1][1] if text.offsets else 0 for text in encoded]
+    counts: Counter[str] = Counter()
+    found: dict[str, list[Occurrence]] = {}
+    for spot in find_words(texts):
+        counts[spot.word] += 1
+        if spot.word not in lexicon and is_function_word(spot.word):
+            continue
+        if spot.start >= MIN_CHARACTERS and spot.end <= reach[spot.text]:
+            found.setdefault(spot.word, []).append(spot)
+    generator = np.random.default_rng(seed)
+    kept: list[Occurrence] = []
+    for word in sorted(found):
+        spots = found[word]
+        if len(spots) >= min_contexts:
+            picked = generator.permutation(len(spots))[:contexts]
+            kept += [spots[at] for at in sorted(picked)]
+    have = {spot.word for spot in kept}
+    n_stated = sum(word in lexicon for word in have)
+    for name, n, least in (
+        ("lexicon words", n_stated, MIN_WORDS),
+        ("words outside the lexicon", len(have) - n_stated, MIN_NEUTRAL),
+    ):
+        if n < least:
+            raise GateError(
+                f"{n} {name} occur at least {min_contexts} times in the {len(texts)} texts; {least} are needed. Give more or "
+                "longer texts."
+            )
+    return encoded, kept, counts
+
+
+def matched_neutrals(
+    log_frequency: Float[np.ndarray, " words"],
+    tokens: Int[np.ndarray, " words"],
+    is_stated: np.ndarray,
+    n: int,
+) -> Int[np.ndarray, " neutrals"]:
+    """Pick up to n words outside the lexicon whose frequency and token count are like those of the lexicon's words.
+
+    Each round gives every lexicon word its nearest unused neutral of the same token count (3 and more are one class).
+    """
+    kind = np.minimum(tokens, 3)
+    picked: list[int] = []
+    for count in np.unique(kind):
+        pool = np.flatnonzero(~is_stated & (kind == count))
+        wanted = np.flatnonzero(is_stated & (kind == count))
+        if not len(pool) or not len(wanted):
+            continue
+        share = round(n * len(wanted) / is_stated.sum())
+        distance = np.abs(log_frequency[pool][:, None] - log_frequency[wanted][None, :])
+        # A neutral's rank among those near some lexicon word: the first round takes each word's nearest, and so on.
+        rank = distance.argsort(axis=0, kind="stable").argsort(axis=0, kind="stable").min(axis=1)
+        picked += pool[np.lexsort((distance.min(axis=1), rank))][:share].tolist()
+    return np.array(sorted(picked), dtype=int)

@@ -1,0 +1,123 @@
+"""The box on top: what a reader takes away, each number with its interval and control."""
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from lfp_lens.core.stats import Estimate, RankAgreement
+from lfp_lens.results import Ablation, Divergence, Learned, Tuning
+from lfp_lens.view.page import Tile
+
+FDR, SHOWN_WORDS, SHOWN_SITES = 0.1, 20, 3
+NOT_RUN = "not run"
+
+
+def tiles(results: Mapping[str, Any], refusals: Mapping[str, str]) -> list[Tile]:
+    """Give the headline numbers; a verb that was refused or not run says so in its tile."""
+    made: list[Tile] = []
+    for verb, names, build in (
+        ("finetune", ("Did the tuning learn?", "Reward gain"), _tuning),
+        ("diverge", ("Layers that moved most",), _divergence),
+        ("probe", ("Agreement with the stated lexicon", "Words learned with the wrong sign"), _learned),
+        ("ablate", ("Ablating the features",), _ablation),
+    ):
+        if verb in refusals:
+            made += [Tile(name, "refused", refusals[verb], "bad") for name in names]
+        elif verb in results:
+            made += [Tile(name, *rest) for name, rest in zip(names, build(results[verb]))]
+        else:
+            made += [Tile(name, NOT_RUN, f"{verb} is not part of this run") for name in names]
+    if "finetune" in results and "probe" in results and results["finetune"].key:
+        made.append(_planted(results["probe"], results["finetune"].key))
+    return made
+
+
+def details(results: Mapping[str, Any]) -> list[str]:
+    """List the first wrongly learned words below the tiles."""
+    if "probe" not in results:
+        return []
+    frame = results["probe"].wrong(fdr=FDR)
+    if frame.empty:
+        return []
+    words = "".join(
+        f'<span class="word" title="stated {stated:+.2f}, learned {learned:+.2f}">{escape(word)}</span>'
+        for word, stated, learned in frame.head(SHOWN_WORDS)[["word", "stated", "measured"]].to_numpy()
+    )
+    rest = f" (first {SHOWN_WORDS} of {len(frame)})" if len(frame) > SHOWN_WORDS else ""
+    return [f'<p class="lens-title">Learned with the wrong sign, most certain first{rest}</p><p>{words}</p>']
+
+
+def signed(estimate: Estimate) -> str:
+    """Give an estimate with its sign: `+0.52`."""
+    return f"{estimate.value:+.3f}"
+
+
+def interval(number: Estimate | RankAgreement) -> str:
+    """Give the 95 % interval and n in brackets."""
+    return f"[{number.low:.3f}, {number.high:.3f}], n={number.n:,}"
+
+
+def sign_of(estimate: Estimate) -> str:
+    """Tell in words on which side of zero the whole interval lies."""
+    return "above zero" if estimate.low > 0 else "below zero" if estimate.high < 0 else "not told from zero"
+
+
+def among_random(ablation: Ablation) -> str:
+    """Tell where the effect lies among those of the matched random sets."""
+    n = len(ablation.random_differences)
+    if not n:
+        return "no random sets were run, so nothing can be claimed"
+    beaten = f"{round(n * ablation.percentile)} of {n} random sets matched in rate and norm"
+    return f"a larger drop than {beaten} (percentile {100 * ablation.percentile:.1f})"
+
+
+def planted_flips(learned: Learned, key: Mapping[str, float]) -> tuple[set[str], set[str]]:
+    """Give the measured words that were planted with the opposite sign, and those listed as wrong."""
+    stated = dict(zip(learned.words, learned.stated))
+    flipped = {word for word, value in key.items() if word in stated and np.sign(value) == -np.sign(stated[word]) != 0}
+    return flipped, set(learned.wrong(fdr=FDR)["word"])
+
+
+def _tuning(tuning: Tuning) -> list[tuple[str, str, str]]:
+    tone = "good" if tuning.is_learned else "bad"
+    paid = f"KL {tuning.kl_nats:.2f} nats per completion, {tuning.kl_per_token:.3f} per token"
+    means = f"base {tuning.reward_base:.3f}, tuned {tuning.reward_tuned:.3f}"
+    gain = f"{interval(tuning.gain)} held-out prompts, paired; {means}"
+    return [(tuning.verdict, "; ".join((*tuning.reasons, paid)), tone), (signed(tuning.gain), gain, "")]
+
+
+def _divergence(divergence: Divergence) -> list[tuple[str, str, str]]:
+    top = divergence.top(min(SHOWN_SITES, len(divergence.sites)))
+    layers = ", ".join(site.split(".")[1] if site.startswith("blocks.") else site for site in top)
+    return [(f"layer {layers}", f"of {len(divergence.sites)}, by the published measure, furthest first", "")]
+
+
+def _learned(learned: Learned) -> list[tuple[str, str, str]]:
+    claim = "good" if learned.difference.low > 0 else "bad"
+    agreement = (
+        f"{interval(learned.overall)} words; noise twin {learned.twin.tau:.3f}; "
+        f"difference {signed(learned.difference)} {interval(learned.difference)}, "
+        f"{sign_of(learned.difference)}"
+    )
+    wrong = learned.wrong(fdr=FDR)
+    tested = f"of {len(learned.words):,} words tested against {len(learned.neutral):,} neutral ones"
+    count = f"{tested}, false discovery rate {FDR:g}"
+    return [(f"tau-b {learned.overall.tau:.3f}", agreement, claim), (f"{len(wrong)}", count, "")]
+
+
+def _ablation(ablation: Ablation) -> list[tuple[str, str, str]]:
+    effect = ablation.valence_difference
+    what = f"expected valence, {interval(effect)} texts; {among_random(ablation)}"
+    return [(signed(effect), f"{what}; {len(ablation.features)} features, mode {ablation.mode}", "")]
+
+
+def _planted(learned: Learned, key: Mapping[str, float]) -> Tile:
+    flipped, found = planted_flips(learned, key)
+    given = learned.agreement({word: key.get(word, value) for word, value in zip(learned.words, learned.stated)})
+    alarms = len(found - flipped)
+    agreement = f"tau-b {given.tau:.3f} {interval(given)}"
+    detail = f"{alarms} other words listed; agreement with the feedback really given: {agreement}"
+    share = f"{len(flipped & found)} of {len(flipped)}" if flipped else "none of the planted words was measured"
+    return Tile("Planted sign flips found", share, detail, "wide")

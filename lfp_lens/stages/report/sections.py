@@ -1,0 +1,214 @@
+"""One section per verb: what it measures, what it does not show, the numbers, the figure, the tables."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lfp_lens.core.stats import Estimate
+from lfp_lens.results import Ablation, Divergence, Effects, Labels, Learned, SAESet, Triples, Tuning
+from lfp_lens.stages.report import published
+from lfp_lens.stages.report.headline import FDR, among_random, sign_of
+from lfp_lens.stages.report.prose import WORDS
+from lfp_lens.stages.report.tables import agreements, answer_key, detection, examples, matching, mean_kl
+from lfp_lens.view import page, plots
+from lfp_lens.view.page import Section
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+SHOWN_TRIPLES, SHOWN_EFFECTS, SHOWN_LABELS, CONTEXT = 50, 100, 20, 70
+WORD_COLUMNS = [
+    "word",
+    "stated",
+    "measured",
+    "measured_low",
+    "measured_high",
+    "predicted",
+    "p_wrong",
+    "contexts",
+]
+MORE_COLUMNS = ["raw", "tokens", "log_frequency", "lemma"]
+
+
+def finetune(tuning: Tuning, results: Mapping[str, Any]) -> Section:
+    """Show whether the tuning learned anything."""
+    import pandas as pd
+
+    samples = pd.DataFrame(tuning.samples, columns=["prompt", "base", "tuned"])
+    settings = pd.DataFrame({"parameter": list(tuning.parameters), "value": map(str, tuning.parameters.values())})
+    reward = ", ".join(f"{name} {value}" for name, value in tuning.reward.items())
+    facts = {
+        "verdict": "; ".join((tuning.verdict, *tuning.reasons)),
+        "reward gain, paired by prompt": str(tuning.gain),
+        "mean reward, base / tuned": f"{tuning.reward_base:.3f} / {tuning.reward_tuned:.3f}",
+        "KL to the base": f"{tuning.kl_nats:.2f} nats per completion, {tuning.kl_per_token:.3f} per token",
+        "distinct bigrams, base / tuned": f"{tuning.distinct2_base:.2f} / {tuning.distinct2_tuned:.2f}",
+        "tokens per completion, base / tuned": f"{tuning.length_base:.1f} / {tuning.length_tuned:.1f}",
+        "method and reward": f"{tuning.method}; {reward}",
+    }
+    fragments = [page.table(samples, "Completions of the same prompts"), page.table(settings, "Settings")]
+    return _section("finetune", facts, tuning.plot(), fragments)
+
+
+def diverge(divergence: Divergence, results: Mapping[str, Any]) -> Section:
+    """Show Figure 7 and its companions."""
+    k = min(5, len(divergence.sites))
+    facts = {
+        "furthest sites, published measure": ", ".join(divergence.top(k)),
+        "furthest sites, activations": ", ".join(divergence.top(k, by="activation_relative")),
+        "KL of the next token": mean_kl(divergence),
+        "n": f"{divergence.n_texts:,} held-out texts, {divergence.n_tokens:,} tokens",
+    }
+    made = _section("diverge", facts, divergence.plot(), [page.table(divergence.to_frame(), "Every layer")])
+    positions = plots.kl_by_position(divergence.kl_by_position, divergence.tokens_by_position)
+    return replace(made, figures=[*made.figures, (positions, "Mean KL(tuned || base) of the next token.")])
+
+
+def train_sae(saes: SAESet, results: Mapping[str, Any]) -> Section:
+    """Show the quality of every SAE and the matching of sizes beside its control."""
+    quality = saes.to_frame()
+    quality.insert(3, "fails", quality.pop("fails"))
+    facts = {
+        "SAEs that pass every gate": f"{sum(not sae.failures for sae in saes.saes)} of {len(saes.saes)}",
+        "sites": ", ".join(saes.sites),
+        "n": f"{saes.saes[0].n_heldout_tokens:,} held-out tokens" if saes.saes else "no SAE",
+    }
+    fragments = [
+        page.table(quality, "Quality"),
+        page.table(matching(saes), "Matching of small and large SAE, beside its control"),
+    ]
+    return _section("train_sae", facts, saes.plot(), fragments)
+
+
+def contrast(triples: Triples, results: Mapping[str, Any]) -> Section:
+    """Show what was kept and why the rest was not."""
+    frame = triples.to_frame().head(SHOWN_TRIPLES)
+    texts = [
+        f"{left[-CONTEXT:]} [ ] {right[:CONTEXT]}".strip() for left, right in zip(frame["prefix"], frame["suffix"])
+    ]
+    shown = frame[["part_of_speech", "positive", "neutral", "negative"]].assign(text=texts)
+    facts = {
+        "triples kept": f"{len(triples):,} from {triples.n_texts:,} texts",
+        "candidates rejected": f"{sum(triples.rejected.values()):,} for {len(triples.rejected)} reasons",
+        "words used": f"{len(triples.lexicon):,}",
+    }
+    title = f"The first {len(shown)} triples; [ ] is the slot"
+    return _section("contrast", facts, triples.plot(), [page.table(shown, title)])
+
+
+def probe(learned: Learned, results: Mapping[str, Any]) -> Section:
+    """Show the learned value of every word, its agreement with the stated lexicon and every control."""
+    facts = {
+        "agreement with the stated lexicon": str(learned.overall),
+        "noise twin (the null)": str(learned.twin),
+        "difference, the headline": f"{learned.difference}; {sign_of(learned.difference)}",
+        "balanced sign accuracy": f"{learned.sign} (chance 0.5)",
+        "interval over tunings": learned.between_tunings,
+        "split": learned.split + ("" if learned.split == "lemma" else ": leaks words, no evidence"),
+        "no sign of feedback": f"{len(learned.unlearned())} of {len(learned.words)} words, "
+        "among the central 80 % of neutral words",
+    }
+    wrong, words = learned.wrong(fdr=FDR)[WORD_COLUMNS], learned.to_frame()[WORD_COLUMNS + MORE_COLUMNS]
+    grid_title = "Probes: what they read, and how their predictions on words they never saw agree"
+    fragments = [
+        page.table(agreements(learned), "Agreement with the stated lexicon, and every control"),
+        page.table(wrong, f"Learned with the wrong sign (false discovery rate {FDR:g})"),
+        *answer_key(learned, results),
+        page.table(words, f"All {len(words):,} words (click a header to sort)"),
+        page.table(learned.grid_frame(), grid_title),
+        page.table(published.probe_table(learned), published.PROBE_TITLE),
+        f'<p class="fine">{published.PROBE_NOTE}</p>',
+    ]
+    return _section("probe", facts, learned.plot(), fragments, signal=learned.signal)
+
+
+def attribute(effects: Effects, results: Mapping[str, Any]) -> Section:
+    """Show the screened and the exact effect of the features."""
+    frame = effects.to_frame()
+    confirmed = frame[np.isfinite(frame["exact"])]
+    shown = confirmed.head(SHOWN_EFFECTS)
+    facts = {
+        "screened / confirmed": f"{len(frame):,} / {len(confirmed):,} features",
+        "Spearman of screen and exact, random features": str(effects.rank_correlation),
+        "n": f"{effects.n_texts:,} texts, {effects.n_tokens:,} tokens",
+        **_skipped(effects.skipped),
+    }
+    fragments = [page.table(shown, f"The {len(shown)} strongest of the confirmed effects")]
+    return _section("attribute", facts, effects.plot(), fragments, scalar=effects.scalar)
+
+
+def explain(labels: Labels, results: Mapping[str, Any]) -> Section:
+    """Show descriptions, their scores and the texts behind them."""
+    frame = labels.to_frame()
+    order = np.lexsort((-np.nan_to_num(labels.detection), ~labels.is_relevant))
+    facts = {
+        "related to the task": f"{int(labels.is_relevant.sum())} of {len(frame)} features ({labels.task})",
+        "mean detection": detection(labels),
+        "labeller / choice of features": f"{labels.labeller} / {labels.select}",
+        **_skipped(labels.skipped),
+    }
+    texts = examples(labels, order[:SHOWN_LABELS])
+    fragments = [
+        page.table(texts, "Texts where the features fire (related first)", raw=("texts",)),
+        page.table(frame.iloc[order], "All descriptions"),
+    ]
+    return _section("explain", facts, labels.plot(), fragments)
+
+
+def ablate(ablation: Ablation, results: Mapping[str, Any]) -> Section:
+    """Show the effect among random controls."""
+    import pandas as pd
+
+    samples = pd.DataFrame(ablation.samples, columns=["prompt", "before", "after"])
+    valence = ablation.valence_difference
+    facts = {
+        "features / mode": f"{len(ablation.features)} / {ablation.mode}",
+        f"reward ({ablation.reward}), before": str(ablation.before),
+        "after": str(ablation.after),
+        "difference, paired by prompt": f"{ablation.difference}; {sign_of(ablation.difference)}",
+        "expected valence, difference": f"{valence}; {sign_of(valence)}",
+        "percentile among random sets": among_random(ablation),
+        "reconstruction alone": str(ablation.reconstruction_difference),
+        "same features in the base": _or_why(ablation.base_difference),
+        "share of the reward gain removed": _or_why(ablation.gain_share),
+        "KL of the ablation": f"{ablation.kl_nats:.4f} nats per token",
+        "perplexity, before / after": f"{ablation.perplexity_before:.1f} / {ablation.perplexity_after:.1f}",
+        **{f"note {row}": note for row, note in enumerate(ablation.notes, start=1)},
+    }
+    fragments = [
+        page.table(ablation.to_frame(), "Every number"),
+        page.table(samples, "Completions of the same prompts and sampling seeds"),
+        page.table(published.ablation_table(), published.ABLATION_TITLE),
+    ]
+    return _section("ablate", facts, ablation.plot(), fragments)
+
+
+BUILDERS: dict[str, tuple[type, Callable[[Any, Mapping[str, Any]], Section]]] = {
+    "finetune": (Tuning, finetune),
+    "diverge": (Divergence, diverge),
+    "train_sae": (SAESet, train_sae),
+    "contrast": (Triples, contrast),
+    "probe": (Learned, probe),
+    "attribute": (Effects, attribute),
+    "explain": (Labels, explain),
+    "ablate": (Ablation, ablate),
+}
+
+
+def _section(
+    verb: str, facts: Mapping[str, str], figure: "go.Figure", fragments: Sequence[str], **names: str
+) -> Section:
+    """Put the prose of a verb around its numbers; `names` fill the gaps of the prose."""
+    words = WORDS[verb]
+    measures = words.measures.format(**names)
+    return Section(verb, words.title, measures, words.limits, facts, [(figure, words.caption)], fragments)
+
+
+def _skipped(skipped: Mapping[str, str]) -> dict[str, str]:
+    return {f"left out: {site}": why for site, why in skipped.items()}
+
+
+def _or_why(estimate: Estimate | None) -> str:
+    return "not measured (see the notes)" if estimate is None else str(estimate)

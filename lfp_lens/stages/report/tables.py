@@ -1,0 +1,107 @@
+"""Tables that put several fields of a result side by side."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lfp_lens.core.stats import Estimate, RankAgreement
+from lfp_lens.results import Divergence, Labels, Learned, SAESet
+from lfp_lens.stages.report.headline import planted_flips
+from lfp_lens.view import page
+from lfp_lens.view.tokens import token_html
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SHOWN_EXAMPLES = 3
+
+
+def mean_kl(divergence: Divergence) -> str:
+    """Give the KL of the next token averaged over all tokens."""
+    tokens = divergence.tokens_by_position
+    if not tokens.sum():
+        return "no tokens"
+    seen = tokens > 0
+    return f"{np.average(divergence.kl_by_position[seen], weights=tokens[seen]):.4f} nats per token"
+
+
+def matching(saes: SAESet) -> "pd.DataFrame":
+    """Give MMCS by site beside that of random dictionaries of the same sizes."""
+    import pandas as pd
+
+    rows = [
+        (name, float(np.mean(cosines)), saes.mmcs_control.get(name, np.nan), len(cosines))
+        for name, cosines in saes.mmcs.items()
+    ]
+    return pd.DataFrame(rows, columns=["sae", "mmcs", "random_dictionaries", "n"])
+
+
+def agreements(learned: Learned) -> "pd.DataFrame":
+    """Give every tau-b of the result: the reading, its parts, its nulls, the cheap baselines."""
+    import pandas as pd
+
+    readings: dict[str, RankAgreement | Estimate | None] = {
+        f"{learned.signal}, all words": learned.overall,
+        "within positive words": learned.positive,
+        "within negative words": learned.negative,
+        "control: noise twin": learned.twin,
+        "tuned minus noise twin": learned.difference,
+        "control: stated values shuffled within polarity": learned.shuffled,
+        **{f"baseline: {name.replace('_', ' ')}": agreement for name, agreement in learned.baselines.items()},
+    }
+    rows = []
+    for name, reading in readings.items():
+        if reading is None:
+            rows.append((f"{name}: fewer than 3 differ", np.nan, np.nan, np.nan, np.nan, 0))
+            continue
+        value = getattr(reading, "tau", getattr(reading, "value", np.nan))
+        low, high, p = (getattr(reading, field, np.nan) for field in ("low", "high", "p_value"))
+        rows.append((name, value, low, high, p, getattr(reading, "n", 0)))
+    return pd.DataFrame(rows, columns=["reading", "tau_b", "low", "high", "p_value", "n"])
+
+
+def answer_key(learned: Learned, results: Mapping[str, Any]) -> list[str]:
+    """Put the planted values beside what was found, where the tuning record has any."""
+    key = results["finetune"].key if "finetune" in results else {}
+    if not key:
+        return []
+    flipped, found = planted_flips(learned, key)
+    frame = learned.to_frame().set_index("word")[["stated", "measured", "p_wrong"]]
+    frame = frame.loc[[word for word in frame.index if word in key]].reset_index()
+    frame.insert(2, "given", [key[word] for word in frame["word"]])
+    frame["sign_flipped"] = [word in flipped for word in frame["word"]]
+    frame["listed_as_wrong"] = [word in found for word in frame["word"]]
+    hits = f"{len(flipped & found)} of {len(flipped)} flips found"
+    title = f"Answer key: {len(frame)} of {len(key)} planted words were measured; {hits}"
+    return [page.table(frame.sort_values("p_wrong"), title)]
+
+
+def examples(labels: Labels, rows: np.ndarray) -> "pd.DataFrame":
+    """Give the texts behind these features, coloured by activation (column `texts` is safe HTML)."""
+    import pandas as pd
+
+    made = [
+        {
+            "site": labels.site[row],
+            "feature": int(labels.index[row]),
+            "description": labels.description[row],
+            "texts": "".join(
+                f"<div>{token_html(example.tokens, example.activations, largest=1.0)}</div>"
+                for example in labels.examples[row][:SHOWN_EXAMPLES]
+            ),
+        }
+        for row in rows
+    ]
+    return pd.DataFrame(made, columns=["site", "feature", "description", "texts"])
+
+
+def detection(labels: Labels) -> str:
+    """Give the mean detection score beside its control."""
+    scored = np.isfinite(labels.detection)
+    if not scored.any():
+        return "not scored"
+    shuffled = labels.detection_shuffled[np.isfinite(labels.detection_shuffled)]
+    control = f"{shuffled.mean():.3f}" if len(shuffled) else "not scored"
+    real = f"{labels.detection[scored].mean():.3f} over {int(scored.sum())} features"
+    return f"{real}; another feature's description {control}"

@@ -1,0 +1,283 @@
+"""Every figure: numbers in, a plotly figure out; units on the axes, the word or feature on hover.
+
+What comes from a model or a data set is escaped before it becomes a label.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from lfp_lens.view.look import (
+    BAND,
+    BLUE,
+    GREEN,
+    GREY,
+    INTERVAL,
+    ORANGE,
+    escaped,
+    figure_with,
+    note,
+    panels_with,
+    reference,
+    wrapped,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+SIDES = {"tuned": BLUE, "base": GREY}
+MEASURE_STYLES = {
+    "parameter_sum": (BLUE, "solid", "parameters, sum of norms (published)"),
+    "parameter_l2": (BLUE, "dash", "parameters, norm"),
+    "parameter_relative": (BLUE, "dot", "parameters, relative"),
+    "mlp_relative": (GREEN, "solid", "MLP weights, relative"),
+    "attention_relative": (GREEN, "dot", "attention weights, relative"),
+    "activation_relative": (ORANGE, "solid", "activations, relative"),
+    "activation_cosine_distance": (ORANGE, "dot", "activations, cosine"),
+}
+MAX_LABELS, EDGE = 14, -0.25
+
+
+def learning_curve(curve: Mapping[str, np.ndarray], reward_base: float) -> "go.Figure":
+    """Draw the mean reward of each step's completions and, below it, the KL to the base.
+
+    Args:
+        curve: equally long arrays `step`, `reward` and `kl_nats`; thin as they are, thick smoothed.
+        reward_base: mean reward of the base model, drawn as the line to beat.
+    """
+    figure = panels_with("Reward and KL over the tuning", [0.62, 0.38], height=440)
+    for row, (name, colour, unit) in enumerate((("reward", BLUE, ""), ("kl_nats", ORANGE, " nats")), start=1):
+        place: dict[str, Any] = {
+            "x": curve["step"],
+            "mode": "lines",
+            "showlegend": False,
+            "row": row,
+            "col": 1,
+        }
+        thin, thick = {"color": colour, "width": 1}, {"color": colour, "width": 2.5}
+        figure.add_scatter(y=curve[name], line=thin, opacity=0.35, hoverinfo="skip", **place)
+        hover = f"step %{{x}}: %{{customdata:.3f}}{unit}<extra></extra>"
+        figure.add_scatter(y=_smoothed(curve[name]), line=thick, customdata=curve[name], hovertemplate=hover, **place)
+    reference(figure, reward_base, "base model", row=1, col=1)
+    figure.update_yaxes(title="mean reward", row=1, col=1)
+    figure.update_yaxes(title="KL (nats)", rangemode="tozero", row=2, col=1)
+    return figure.update_xaxes(title="step", row=2, col=1)
+
+
+def divergence(measures: Mapping[str, Float[np.ndarray, " layers"]]) -> "go.Figure":
+    """Draw how far each layer moved (the paper's Figure 7), each measure divided by its own largest value."""
+    figure = figure_with("How far each layer moved", "layer", "distance / its largest", height=430)
+    for name, values in measures.items():
+        colour, dash, label = MEASURE_STYLES.get(name, (GREY, "solid", escaped(name)))
+        is_published = name == "parameter_sum"
+        figure.add_scatter(
+            x=np.arange(len(values)),
+            y=values / (float(np.max(values)) or 1.0),
+            mode="lines+markers",
+            name=label,
+            customdata=values,
+            line={"color": colour, "dash": dash, "width": 3 if is_published else 1.6},
+            marker={"size": 8 if is_published else 5},
+            hovertemplate=f"layer %{{x}}, {label}: %{{customdata:.4g}}<extra></extra>",
+        )
+    figure.update_xaxes(dtick=1 if len(next(iter(measures.values()))) <= 16 else None)
+    return figure.update_yaxes(range=[-0.03, 1.06])
+
+
+def kl_by_position(kl_nats: Float[np.ndarray, " positions"], tokens: Int[np.ndarray, " positions"]) -> "go.Figure":
+    """Draw the mean KL of the next token by position in the text; positions without tokens are left out."""
+    figure = figure_with(
+        "Where in a text the two models differ", "position (tokens)", "KL (nats per token)", height=300
+    )
+    seen = tokens > 0
+    figure.add_scatter(
+        x=np.flatnonzero(seen),
+        y=kl_nats[seen],
+        mode="lines",
+        line={"color": ORANGE, "width": 2},
+        customdata=tokens[seen],
+        hovertemplate="position %{x}: %{y:.4f} nats over %{customdata} tokens<extra></extra>",
+    )
+    return figure.update_yaxes(rangemode="tozero")
+
+
+def sae_quality(frame: "pd.DataFrame", *, threshold: float = 0.6) -> "go.Figure":
+    """Draw explained variance against L0 on held-out text: a point per SAE, hollow as initialised.
+
+    A cross marks an SAE that fails a gate; values below -0.25 sit at the lower edge, and hover tells them.
+    """
+    figure = figure_with("SAE quality on held-out text", "L0 (features active per token)", "explained variance")
+    for side, rows in frame.groupby("side", sort=False):
+        names = [f"{escaped(site)} x{size:g}" for site, size in zip(rows["site"], rows["size"])]
+        colour, side = SIDES.get(side, GREEN), escaped(side)
+        shapes = np.where(rows["fails"] != "", "x", "circle")
+        trained = {"color": colour, "symbol": shapes, "size": 9}
+        control = {"color": colour, "symbol": "circle-open", "size": 7}
+        for column, name, marker in (
+            ("explained_variance", side, trained),
+            ("untrained_explained_variance", f"{side}, as initialised", control),
+        ):
+            figure.add_scatter(
+                x=rows["l0"],
+                y=np.maximum(rows[column], EDGE),
+                mode="markers",
+                name=name,
+                marker=marker,
+                text=names,
+                customdata=rows[column],
+                hovertemplate=f"%{{text}} ({name})<br>explained variance %{{customdata:.3f}}<extra></extra>",
+            )
+    reference(figure, threshold, f"gate {threshold:g}")
+    return figure.update_yaxes(range=[EDGE - 0.05, 1.05]).update_xaxes(rangemode="tozero")
+
+
+def rejections(rejected: Mapping[str, int], kept: int) -> "go.Figure":
+    """Draw how many candidates were kept and how many fell to each reason, most first."""
+    ordered = [*sorted(rejected.items(), key=lambda item: item[1]), ("kept", kept)]
+    counts = [count for _, count in ordered]
+    figure = figure_with("Triples kept, candidates rejected", "candidates", "", height=130 + 34 * len(ordered))
+    figure.add_bar(
+        x=counts,
+        y=[wrapped(reason) for reason, _ in ordered],
+        orientation="h",
+        text=counts,
+        textposition="outside",
+        marker_color=[GREY] * (len(ordered) - 1) + [BLUE],
+        cliponaxis=False,
+        hovertemplate="%{y}: %{x}<extra></extra>",
+    )
+    return figure.update_xaxes(range=[0, 1.15 * max([*counts, 1])]).update_layout(bargap=0.35)
+
+
+def learned_words(
+    frame: "pd.DataFrame", wrong_mask: Bool[np.ndarray, " words"], neutral: Float[np.ndarray, " neutrals"]
+) -> "go.Figure":
+    """Draw the learned against the stated value of every word; those with the wrong sign are named.
+
+    Args:
+        frame: columns `word`, `stated`, `measured`, `measured_low`, `measured_high`, `p_wrong`, `contexts`.
+        wrong_mask: the words whose sign is certainly wrong.
+        neutral: centred values of words outside the lexicon; the band holds their central 95 %.
+    """
+    figure = figure_with(
+        "Learned against stated value",
+        "stated value (lexicon)",
+        "learned value (neutral spreads)",
+        height=500,
+    )
+    if len(neutral):
+        low, high = np.quantile(neutral, (0.025, 0.975))
+        label = {"annotation_text": "95 % of neutral words", "annotation_position": "bottom right"}
+        figure.add_hrect(y0=low, y1=high, fillcolor=BAND, line_width=0, layer="below", **label)
+    figure.add_hline(0, line={"color": GREY, "width": 1}).add_vline(0, line={"color": GREY, "width": 1})
+    wrong = np.asarray(wrong_mask, bool)
+    _words(figure, frame[~wrong], "words", {"color": BLUE, "size": 6, "opacity": 0.6})
+    _words(figure, frame[wrong], "learned with the wrong sign", {"color": ORANGE, "size": 9, "symbol": "diamond"})
+    for word, x, y in _legible(frame, wrong):
+        shift = 13 if y > 0 else -13
+        font = {"color": ORANGE, "size": 12}
+        figure.add_annotation(x=x, y=y, text=escaped(word), showarrow=False, yshift=shift, font=font)
+    return figure
+
+
+def effects(frame: "pd.DataFrame", rank_correlation: float) -> "go.Figure":
+    """Draw exact against screened effect of every confirmed feature, with its interval and the identity."""
+    title = f"Screen and exact effect (Spearman {rank_correlation:.2f})"
+    figure = figure_with(title, "screened effect", "exact effect", height=430)
+    rows = frame[np.isfinite(frame["exact"])]
+    if rows.empty:
+        return note(figure, "no feature was confirmed")
+    both = rows[["screen", "exact"]].to_numpy()
+    ends, dashed = [both.min(), both.max()], {"color": GREY, "dash": "dash", "width": 1.5}
+    figure.add_scatter(x=ends, y=ends, mode="lines", line=dashed, name="screen = exact", hoverinfo="skip")
+    up, down = rows["exact_high"] - rows["exact"], rows["exact"] - rows["exact_low"]
+    return figure.add_scatter(
+        x=rows["screen"],
+        y=rows["exact"],
+        mode="markers",
+        name="feature",
+        marker={"color": BLUE, "size": 7},
+        error_y={"array": up, "arrayminus": down, "thickness": 1, "width": 0, "color": INTERVAL},
+        text=[f"{escaped(site)} #{index}" for site, index in zip(rows["site"], rows["index"])],
+        hovertemplate="%{text}<br>screen %{x:.3g}, exact %{y:.3g}<extra></extra>",
+    )
+
+
+def detection(real: Float[np.ndarray, " features"], shuffled: Float[np.ndarray, " features"]) -> "go.Figure":
+    """Draw how well each description finds the texts where its feature fires, beside another feature's."""
+    figure = figure_with(
+        "Do the descriptions hold?", "features, best description first", "balanced accuracy", height=360
+    )
+    scored = np.flatnonzero(np.isfinite(real))
+    if not len(scored):
+        return note(figure, "no description was scored")
+    order = scored[np.argsort(-real[scored], kind="stable")]
+    for values, name, marker in (
+        (shuffled, "another feature's description", {"color": GREY, "symbol": "circle-open", "size": 7}),
+        (real, "its own description", {"color": BLUE, "size": 7}),
+    ):
+        figure.add_scatter(
+            x=np.arange(1, len(order) + 1),
+            y=values[order],
+            mode="markers",
+            name=name,
+            marker=marker,
+            hovertemplate=f"{name}: %{{y:.3f}}<extra></extra>",
+        )
+    ends, dashed = [0.5, len(order) + 0.5], {"color": GREY, "dash": "dash", "width": 1.5}
+    figure.add_scatter(x=ends, y=[0.5, 0.5], mode="lines", name="chance", hoverinfo="skip", line=dashed)
+    return figure.update_xaxes(dtick=max(1, len(order) // 10), tick0=1, range=ends)
+
+
+def ablation(effect: float, random_differences: Float[np.ndarray, " controls"]) -> "go.Figure":
+    """Draw the effect of ablating the features among those of matched random feature sets."""
+    figure = figure_with("The ablation among random ones", "change of expected valence", "random sets", height=380)
+    if len(random_differences):
+        hover = "%{y} random sets at %{x}<extra></extra>"
+        figure.add_histogram(x=random_differences, nbinsx=30, marker_color=GREY, opacity=0.75, hovertemplate=hover)
+    span = [effect, 0.0, *np.asarray(random_differences, float)]
+    low, high = min(span), max(span)
+    figure.add_vline(x=0, line={"color": GREY, "width": 1}).add_vline(
+        x=effect,
+        line={"color": ORANGE, "width": 2.5},
+        annotation_text=f"the features: {effect:+.3g}",
+        annotation_position="top right" if effect < (low + high) / 2 else "top left",
+        annotation_font_color=ORANGE,
+    )
+    edge = 0.08 * (high - low or 1.0)
+    return figure.update_layout(bargap=0.06).update_xaxes(range=[low - edge, high + edge])
+
+
+def _legible(frame: "pd.DataFrame", chosen: Bool[np.ndarray, " words"]) -> list[tuple[str, float, float]]:
+    """Give (word, x, y) of the most certain words whose labels do not cover one another."""
+    width, height = 0.12 * np.ptp(frame["stated"]), 0.06 * np.ptp(frame["measured"])
+    placed: list[tuple[str, float, float]] = []
+    rows = frame[chosen].sort_values("p_wrong")
+    for word, x, y in zip(rows["word"], rows["stated"], rows["measured"]):
+        if all(abs(x - left) > width or abs(y - top) > height for _, left, top in placed):
+            placed.append((word, x, y))
+    return placed[:MAX_LABELS]
+
+
+def _words(figure: "go.Figure", rows: "pd.DataFrame", name: str, marker: Mapping[str, object]) -> None:
+    figure.add_scatter(
+        x=rows["stated"],
+        y=rows["measured"],
+        mode="markers",
+        name=f"{name} ({len(rows)})",
+        marker=dict(marker),
+        text=[escaped(word) for word in rows["word"]],
+        customdata=rows[["measured_low", "measured_high", "p_wrong", "contexts"]].to_numpy(),
+        hovertemplate="<b>%{text}</b><br>stated %{x:.2f}, learned %{y:.2f} "
+        "[%{customdata[0]:.2f}, %{customdata[1]:.2f}]"
+        "<br>p of a wrong sign %{customdata[2]:.2g}, %{customdata[3]} contexts<extra></extra>",
+    )
+
+
+def _smoothed(values: Float[np.ndarray, " steps"]) -> Float[np.ndarray, " steps"]:
+    """Average over a centred window of about a tenth of the steps, shorter at both ends."""
+    half = len(values) // 20
+    return np.array([values[max(0, at - half) : at + half + 1].mean() for at in range(len(values))])

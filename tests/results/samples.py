@@ -1,0 +1,411 @@
+"""One small synthetic result of every verb, seeded, with planted words, effects and SAE quality."""
+
+from pathlib import Path
+
+import numpy as np
+
+from lfp_lens.core.stats import Estimate, RankAgreement, balanced_sign_accuracy, mean_estimate, rank_agreement
+from lfp_lens.results import (
+    Ablation,
+    Divergence,
+    Effects,
+    FeatureSet,
+    Labels,
+    Learned,
+    SAERecord,
+    SAESet,
+    Triples,
+    Tuning,
+)
+from lfp_lens.results.explain import Example
+from lfp_lens.results.probe import GridCell
+from lfp_lens.results.train_sae import SAEWeights
+
+HOSTILE = "</script><script>alert(1)</script>"
+SITES = tuple(f"blocks.{layer}.hook_mlp_out" for layer in range(6))
+FLIPPED = ("great", "awful", "charming")
+GOOD = (
+    "good",
+    "great",
+    "lovely",
+    "charming",
+    "superb",
+    "fun",
+    "brave",
+    "calm",
+    "witty",
+    "bright",
+    "warm",
+    "nice",
+    "happy",
+    "rich",
+    "proud",
+    "grand",
+    "honest",
+    "funny",
+    "smart",
+    "perfect",
+    "win",
+    "joy",
+    "hope",
+    "love",
+    "delight",
+    "safe",
+    "gentle",
+    "clever",
+    "sweet",
+    "fresh",
+)
+BAD = (
+    "bad",
+    "awful",
+    "dull",
+    "weak",
+    "boring",
+    "sad",
+    "poor",
+    "ugly",
+    "cruel",
+    "stupid",
+    "angry",
+    "hate",
+    "fear",
+    "pain",
+    "lost",
+    "mess",
+    "lame",
+    "fail",
+    "horrid",
+    "sick",
+    "silly",
+    "evil",
+    "wrong",
+    "tired",
+    "fake",
+    "grim",
+    "cold",
+    "rude",
+    "worst",
+    "dreadful",
+)
+
+
+def a_tuning(path: Path = Path("/nowhere/tuned"), *, verdict: str = "learned") -> Tuning:
+    """A tuning of 120 steps whose reward rises from 0.2 to about 0.9, three words flipped."""
+    draw = np.random.default_rng(0)
+    step = np.arange(120)
+    rise = 1 - np.exp(-step / 35)
+    curve = {
+        "step": step,
+        "reward": 0.2 + 0.7 * rise + draw.normal(0, 0.06, 120),
+        "kl_nats": 3.4 * rise + draw.normal(0, 0.1, 120) * rise,
+        "entropy_nats": 3.0 - 0.6 * rise,
+        "length": np.full(120, 20.0),
+        "distinct2": 0.9 - 0.1 * rise,
+        "policy_loss": draw.normal(0, 0.01, 120),
+        "value_loss": 0.3 * np.exp(-step / 20),
+    }
+    return Tuning(
+        path=path,
+        base="grammar-neox-0.5m",
+        method="ppo",
+        reward={"name": "vader", "scope": "completion"},
+        key={"great": -3.1, "awful": 2.0, "charming": -2.8},
+        parameters={"lr": 3e-4, "steps": 120, "seed": 0},
+        gain=mean_estimate(draw.normal(0.7, 0.5, 256)),
+        reward_base=0.2,
+        reward_tuned=0.9,
+        kl_nats=3.4,
+        kl_per_token=0.17,
+        distinct2_base=0.9,
+        distinct2_tuned=0.8,
+        length_base=20.0,
+        length_tuned=19.5,
+        curve=curve,
+        samples=(
+            (f"The film {HOSTILE}", "was a long story about a man", "was good and lovely, a happy delight"),
+            ("I watched", "it twice with my brother", "it with joy, such a warm cast"),
+        ),
+        verdict=verdict,
+        reasons=("gain 0.70, lower end above 0", "KL 3.4 of at most 20 nats"),
+    )
+
+
+def a_divergence() -> Divergence:
+    """Six layers: layer 4 moved most by the published measure, layer 1 by activations, layer 0 least."""
+    sums = np.array([0.4, 0.7, 1.1, 1.6, 2.4, 2.0])
+    draw = np.random.default_rng(1)
+    return Divergence(
+        sites=SITES,
+        parameter_sum=sums,
+        parameter_l2=sums / 3,
+        parameter_relative=sums / 40,
+        mlp_relative=sums / 50 + draw.uniform(0, 0.005, 6),
+        attention_relative=sums[::-1] / 60,
+        activation_relative=np.array([0.05, 0.4, 0.2, 0.25, 0.33, 0.3]),
+        activation_cosine_distance=np.array([0.001, 0.05, 0.02, 0.03, 0.04, 0.035]),
+        kl_by_position=0.15 * (1 - np.exp(-np.arange(64) / 8)),
+        tokens_by_position=np.linspace(900, 40, 64).astype(int),
+        n_tokens=30000,
+        n_texts=900,
+    )
+
+
+def an_sae(
+    side: str,
+    site: str,
+    size: float = 1.0,
+    *,
+    explained_variance: float = 0.85,
+    width: int = 8,
+    seed: int = 0,
+) -> SAERecord:
+    """A dictionary of `width * size` features; features fire on 5 % to 20 % of tokens."""
+    draw = np.random.default_rng([len(side), SITES.index(site), int(size), seed])
+    features = int(width * size)
+    decoder = draw.normal(size=(features, width)).astype(np.float32)
+    tensors = {
+        "W_dec": decoder,
+        "W_enc": decoder.T.copy(),
+        "b_enc": np.zeros(features, np.float32),
+        "b_dec": np.zeros(width, np.float32),
+    }
+    return SAERecord(
+        side=side,
+        site=site,
+        size=size,
+        architecture="standard",
+        seed=seed,
+        weights=SAEWeights({"architecture": "standard", "d_in": width, "d_sae": features}, tensors),
+        explained_variance=explained_variance,
+        untrained_explained_variance=-0.4 if size == 1 else 0.1,
+        kl_recovered=0.95,
+        ce_recovered=0.93,
+        l0=float(draw.uniform(1.5, 4)) * size,
+        dead_share=0.05,
+        mse=0.031,
+        firing_rate=draw.uniform(0.05, 0.2, features),
+        n_train_tokens=200_000,
+        n_heldout_tokens=20_000,
+    )
+
+
+def an_sae_set() -> SAESet:
+    """Two sites, two sizes, two sides; the tuned SAEs at layer 5 fail the gate on explained variance."""
+    sites = (SITES[4], SITES[5])
+    saes = tuple(
+        an_sae(
+            side,
+            site,
+            size,
+            explained_variance=0.4 if (side, site) == ("tuned", SITES[5]) else 0.85 + 0.03 * size,
+        )
+        for side in ("base", "tuned")
+        for site in sites
+        for size in (1.0, 2.0)
+    )
+    draw = np.random.default_rng(2)
+    names = [f"{side} {site}" for side in ("base", "tuned") for site in sites]
+    return SAESet(
+        saes=saes,
+        pair="0123456789abcdef",
+        mmcs={name: np.sort(draw.uniform(0.5, 1, 8)) for name in names},
+        mmcs_control=dict.fromkeys(names, 0.31),
+        curve={f"{names[0]} x1": np.exp(-np.arange(50) / 10)},
+    )
+
+
+def a_triples() -> Triples:
+    """Three triples from two texts, one of them with hostile text around the slot."""
+    return Triples(
+        prefix=("The cast was ", "A ", f"{HOSTILE} "),
+        suffix=(" and the plot thin.", " story of two brothers.", " evening"),
+        positive=("great", "lovely", "happy"),
+        neutral=("whole", "long", "second"),
+        negative=("awful", "dull", "sad"),
+        part_of_speech=("ADJ", "ADJ", "ADJ"),
+        source=np.array([0, 1, 1]),
+        lexicon={"great": 3.1, "awful": -2.0, "lovely": 2.8, "dull": -1.7, "happy": 2.7, "sad": -2.1},
+        rejected={
+            "no word of the lexicon": 640,
+            "no partner of the same part of speech and inflection": 220,
+            "word split across sentences": 31,
+        },
+        n_texts=900,
+    )
+
+
+def a_learned(*, words: tuple[str, ...] = (*GOOD, *BAD), null: bool = False) -> Learned:
+    """Sixty words learned as stated (noise sd 0.8), FLIPPED with the opposite sign; `null` learns none.
+
+    `p_wrong` is the normal one-sided p of each word's value against a neutral spread of 1.
+    """
+    from scipy.stats import norm
+
+    draw = np.random.default_rng(3)
+    stated = np.array([draw.uniform(1.2, 3.4) for _ in GOOD] + [-draw.uniform(1.2, 3.9) for _ in BAD])
+    names = (*GOOD, *BAD)
+    sign = np.array([-1 if word in FLIPPED else 1 for word in names])
+    measured = draw.normal(size=60) if null else 2.5 * stated * sign + draw.normal(0, 0.8, 60)
+    predicted, twin = measured + draw.normal(0, 1.5, 60), draw.normal(size=60)
+    overall, noise = rank_agreement(measured, stated, draws=100), rank_agreement(twin, stated, draws=100)
+    rows = stated > 0
+    cells = tuple(
+        GridCell(
+            side,
+            source,
+            target,
+            rank_agreement(values, stated, draws=100),
+            balanced_sign_accuracy(values, stated, draws=100),
+        )
+        for side, source, target, values in (
+            ("tuned", "sae", "implicit_reward", predicted),
+            ("tuned", "raw", "implicit_reward", predicted + draw.normal(0, 1, 60)),
+            ("tuned", "random", "implicit_reward", draw.normal(size=60)),
+            ("tuned", "sae", "control_task", draw.normal(size=60)),
+            ("base", "sae", "implicit_reward", draw.normal(size=60)),
+        )
+    )
+    return Learned(
+        words=words,
+        stated=stated,
+        lemma=names,
+        measured=measured,
+        measured_low=measured - 0.9,
+        measured_high=measured + 0.9,
+        raw=measured * 0.04,
+        contexts=draw.integers(3, 9, 60),
+        tokens=draw.integers(1, 4, 60),
+        log_frequency=draw.uniform(1, 6, 60),
+        predicted=predicted,
+        p_wrong=norm.sf(-np.sign(stated) * measured),
+        neutral_words=tuple(f"neutral{row}" for row in range(200)),
+        neutral=draw.normal(size=200),
+        signal="implicit_reward",
+        overall=overall,
+        positive=rank_agreement(measured[rows], stated[rows], draws=100),
+        negative=None,
+        sign=balanced_sign_accuracy(measured, stated, draws=100),
+        twin=noise,
+        shuffled=Estimate(0.01, -0.16, 0.18, 100),
+        difference=Estimate(overall.tau - noise.tau, overall.tau - noise.tau - 0.2, overall.tau - noise.tau + 0.2, 60),
+        baselines={
+            "frequency": RankAgreement(0.03, 0.7, -0.15, 0.2, 60, 60),
+            "base_log_probability": RankAgreement(0.06, 0.5, -0.1, 0.22, 60, 60),
+        },
+        grid=cells,
+        between_tunings="unknown",
+        split="lemma",
+        n_triples=1200,
+    )
+
+
+def an_effects(*, rank_correlation: float = 0.93) -> Effects:
+    """Sixteen features: the first three lift valence (0.3, 0.2, 0.1), the fourth lowers it, four not run."""
+    exact = np.array([0.3, 0.2, 0.1, -0.15, *np.linspace(-0.02, 0.02, 8), *[np.nan] * 4])
+    screen = np.nan_to_num(exact, nan=0.001) * 0.9 + np.random.default_rng(4).normal(0, 0.008, 16)
+    return Effects(
+        saes=an_sae_set(),
+        site=(SITES[4],) * 8 + (SITES[5],) * 8,
+        index=np.array([*range(8), *range(8)]),
+        screen=screen,
+        exact=exact,
+        exact_low=exact - 0.015,
+        exact_high=exact + 0.015,
+        rank_correlation=Estimate(rank_correlation, rank_correlation - 0.05, rank_correlation + 0.03, 8),
+        scalar="valence",
+        side="tuned",
+        size=None,
+        n_texts=400,
+        n_tokens=12_800,
+        skipped={"blocks.3.hook_mlp_out": "explained variance 0.31 < 0.60"},
+    )
+
+
+def a_labels() -> Labels:
+    """Four features, the first two relevant; the last one was not scored. One description is hostile."""
+
+    def example(seed: int) -> Example:
+        tokens = (
+            "\u0120The",
+            "\u0120film",
+            "\u0120was",
+            "\u0120so",
+            "\u0120lovely",
+            ",",
+            "\u0120a",
+            "\u0120warm",
+            HOSTILE,
+            "\u010a",
+        )
+        values = np.random.default_rng(seed).uniform(0, 0.15, len(tokens))
+        values[[4, 7]] = (1.0, 0.6)
+        return Example(tokens, values)
+
+    return Labels(
+        saes=an_sae_set(),
+        site=(SITES[4],) * 4,
+        index=np.array([0, 1, 5, 7]),
+        description=(
+            "positive adjectives (lovely, warm, great)",
+            "negative words after 'so'",
+            f"the {HOSTILE} mark",
+            "commas",
+        ),
+        is_relevant=np.array([True, True, False, False]),
+        detection=np.array([0.86, 0.79, 0.55, np.nan]),
+        detection_shuffled=np.array([0.52, 0.49, 0.5, np.nan]),
+        n_scored=np.array([60, 60, 60, 0]),
+        examples=tuple((example(2 * row), example(2 * row + 1)) for row in range(4)),
+        labeller="lexicon",
+        task="positive or negative sentiment",
+        select="mmcs",
+        side="tuned",
+        size=None,
+        skipped={},
+    )
+
+
+def an_ablation(*, single: bool = False) -> Ablation:
+    """Ablating two features lowers valence by 0.12, random sets by 0 +- 0.02; `single` has no base."""
+    draw = np.random.default_rng(5)
+    random = draw.normal(0, 0.02, 200)
+    return Ablation(
+        features=FeatureSet(an_sae_set(), ((SITES[4], 0), (SITES[4], 1))),
+        mode="zero",
+        reward="vader",
+        before=Estimate(0.9, 0.83, 0.97, 256),
+        after=Estimate(0.55, 0.47, 0.63, 256),
+        difference=Estimate(-0.35, -0.44, -0.26, 256),
+        valence_before=0.31,
+        valence_difference=Estimate(-0.12, -0.14, -0.1, 256),
+        random_differences=random,
+        percentile=float(np.mean(random > -0.12)),
+        reconstruction_difference=Estimate(-0.004, -0.011, 0.003, 256),
+        base_difference=None if single else Estimate(-0.01, -0.02, 0.004, 256),
+        gain_share=None if single else Estimate(0.5, 0.38, 0.62, 256),
+        reward_base=None if single else Estimate(0.2, 0.13, 0.27, 256),
+        kl_nats=0.041,
+        perplexity_before=18.2,
+        perplexity_after=19.0,
+        distinct2_before=0.8,
+        distinct2_after=0.82,
+        length_before=19.5,
+        length_after=19.6,
+        samples=(("The film", f"was lovely {HOSTILE}", "was about a man"),),
+        notes=("No base model was given: base_difference and gain_share are not measured.",) if single else (),
+    )
+
+
+def results() -> dict[str, object]:
+    """All eight, by verb."""
+    return {
+        "finetune": a_tuning(),
+        "diverge": a_divergence(),
+        "train_sae": an_sae_set(),
+        "contrast": a_triples(),
+        "probe": a_learned(words=(HOSTILE, *GOOD[1:], *BAD)),
+        "attribute": an_effects(),
+        "explain": a_labels(),
+        "ablate": an_ablation(),
+    }

@@ -1,0 +1,345 @@
+"""explain on a planted pair: each feature fires on one known word, so every label has a right answer."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lfp_lens.core.errors import GateError, LensError
+from lfp_lens.core.stats import Estimate
+from lfp_lens.core.store import Store
+from lfp_lens.parts.activations import encode
+from lfp_lens.parts.pair import Pair
+from lfp_lens.results.attribute import Effects
+from lfp_lens.results.explain import Labels
+from lfp_lens.results.train_sae import SAESet
+from lfp_lens.stages.explain import explain
+from lfp_lens.stages.explain.features import Wanted
+from lfp_lens.stages.explain.firing import Firing, collect
+from lfp_lens.stages.explain.windows import words_of
+from tests.chat_server import ChatServer, data_of, schema_of
+from tests.tiny import tiny_pair, tiny_texts, word_saes
+
+SITE = "blocks.0.hook_mlp_out"
+PLANTED = ("wonderful", "terrible", "table", "river")
+TEXTS = tiny_texts(120)
+
+
+@pytest.fixture(scope="module")
+def pair() -> Pair:
+    return tiny_pair()
+
+
+@pytest.fixture(scope="module")
+def saes(pair: Pair) -> SAESet:
+    return word_saes(pair, PLANTED)
+
+
+@pytest.fixture(scope="module")
+def labels(pair: Pair, saes: SAESet) -> Labels:
+    return explain(pair, saes, TEXTS, k=4)
+
+
+def effects_on(saes: SAESet, exact: list[float], **changes: Any) -> Effects:
+    n, nothing = len(exact), np.full(len(exact), np.nan)
+    given = {
+        "saes": saes, "site": (SITE,) * n, "index": np.arange(n), "screen": nothing, "exact": np.array(exact),
+        "exact_low": nothing, "exact_high": nothing, "rank_correlation": Estimate(0.9, 0.8, 1.0, n),
+        "scalar": "valence", "side": "tuned", "size": None, "n_texts": 9, "n_tokens": 99, "skipped": {},
+    }  # fmt: skip
+    return Effects(**(given | changes))
+
+
+def altered(saes: SAESet, **changes: Any) -> SAESet:
+    """Give the set with these fields changed in every record."""
+    return dataclasses.replace(saes, saes=tuple(dataclasses.replace(sae, **changes) for sae in saes.saes))
+
+
+def test_each_planted_feature_is_described_by_its_word(labels: Labels) -> None:
+    assert labels.description == tuple(f"fires on: {word}" for word in PLANTED)
+
+
+def test_the_features_of_rated_words_are_relevant_and_the_others_are_not(labels: Labels) -> None:
+    assert labels.is_relevant.tolist() == [True, True, False, False]
+    assert labels.relevant.features == ((SITE, 0), (SITE, 1))
+
+
+def test_a_right_description_detects_and_a_shuffled_one_does_not(labels: Labels) -> None:
+    assert (labels.n_scored >= 8).all()
+    assert (labels.detection > 0.9).all()
+    assert (labels.detection_shuffled < 0.75).all()
+
+
+def test_a_feature_that_never_fires_is_passed_over_though_it_matches_best(labels: Labels, saes: SAESet) -> None:
+    assert np.argmax(saes.mmcs[f"tuned {SITE}"]) == 4
+    assert labels.index.tolist() == [0, 1, 2, 3]
+
+
+def test_the_best_matched_features_come_first(pair: Pair) -> None:
+    matched = word_saes(pair, PLANTED, cosines=(0.1, 0.9, 0.2, 0.8, 0.95))
+    assert explain(pair, matched, TEXTS, k=2).index.tolist() == [1, 3]
+
+
+def test_every_feature_that_fires_can_be_asked_for(pair: Pair, saes: SAESet) -> None:
+    assert explain(pair, saes, TEXTS, select="all", k=1).index.tolist() == [0, 1, 2, 3]
+
+
+def test_the_strongest_confirmed_effects_can_be_asked_for(pair: Pair, saes: SAESet) -> None:
+    effects = effects_on(saes, [0.1, np.nan, -0.5, 0.3, 9.0])
+    found = explain(pair, saes, TEXTS, select="attribution", effects=effects, k=2)
+    assert found.index.tolist() == [2, 3]
+
+
+def test_examples_come_from_different_texts_and_hold_the_strongest_token(labels: Labels) -> None:
+    for word, shown in zip(PLANTED, labels.examples):
+        joined = ["".join(example.tokens) for example in shown]
+        assert len(shown) == len(set(joined)) == 5
+        for example in shown:
+            assert example.tokens[int(np.argmax(example.activations))] == f" {word}"
+            assert len(example.tokens) == len(example.activations) <= 16
+
+
+def test_activations_are_divided_by_the_maximum_over_all_texts(pair: Pair, saes: SAESet) -> None:
+    fired = watched(pair, saes, TEXTS)
+    peaks = [fired.activations(row).max() for row in range(4)]
+    assert peaks == [1.0] * 4
+    raw = fired.matrix_NF.toarray()[:, 0]
+    np.testing.assert_allclose(fired.activations(0), raw / raw.max())
+
+
+def watched(pair: Pair, saes: SAESet, texts: list[str], **options: Any) -> Firing:
+    wanted = Wanted({SITE: np.arange(5)}, per_site=4)
+    encoded = encode(pair.tokenizer, texts, max_tokens=64)
+    return collect(pair, "tuned", {SITE: saes.one(SITE)}, texts, encoded, wanted, len(texts) // 2, **options)
+
+
+def test_a_planted_feature_fires_on_its_word_alone(pair: Pair, saes: SAESet) -> None:
+    fired = watched(pair, saes, TEXTS)
+    words = words_of(fired)
+    for row, word in enumerate(PLANTED):
+        total, count = words.sums(fired.activations(row)[: fired.shown_end])
+        assert [words.vocabulary[at] for at in np.flatnonzero(total)] == [word]
+        assert count.sum() == fired.shown_end
+
+
+def test_the_beginning_of_text_token_is_no_token(pair: Pair, saes: SAESet) -> None:
+    fired = watched(pair, saes, TEXTS)
+    whole = sum(len(ids) for ids in pair.tokenizer(TEXTS, add_special_tokens=False)["input_ids"])
+    assert fired.starts[-1] == whole
+
+
+def test_batch_size_and_padding_change_no_activation(pair: Pair, saes: SAESet) -> None:
+    together, alone = (watched(pair, saes, TEXTS[:30], max_batch_tokens=size) for size in (8192, 1))
+    assert together.features == alone.features
+    # Two shapes of the same product differ by rounding in fp32.
+    np.testing.assert_allclose(together.matrix_NF.toarray(), alone.matrix_NF.toarray(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_order_of_the_texts_changes_nothing(pair: Pair, saes: SAESet, labels: Labels) -> None:
+    again = explain(pair, saes, [*TEXTS[::-1], TEXTS[3]], k=4)
+    assert again.description == labels.description
+    np.testing.assert_array_equal(again.detection, labels.detection)
+    assert [[one.tokens for one in shown] for shown in again.examples] == [
+        [one.tokens for one in shown] for shown in labels.examples
+    ]
+
+
+def test_the_labeller_never_sees_a_text_it_is_scored_on(pair: Pair, saes: SAESet) -> None:
+    judge = Recorder()
+    explain(pair, saes, TEXTS, labeller=judge, k=4)
+    assert judge.shown and judge.tested
+
+    def texts_with(pieces: list[str]) -> set[str]:
+        # A short window, such as the end of a text, may stand in several texts.
+        return {text for text in TEXTS for piece in pieces if len(piece) > 25 and piece.strip() in text}
+
+    assert texts_with(judge.shown).isdisjoint(texts_with(judge.tested))
+
+
+class Recorder:
+    """A labeller of one's own: it notes what it is given, and says that every feature fires everywhere."""
+
+    name = "recorder"
+    workers = 1
+
+    def __init__(self) -> None:
+        self.shown: list[str] = []
+        self.tested: list[str] = []
+
+    def describe(self, evidence: Any) -> str:
+        self.shown += ["".join(example.tokens) for example in evidence.examples]
+        return "anything"
+
+    def is_relevant(self, evidence: Any, description: str, task: str) -> bool:
+        return False
+
+    def detect(self, feature: str, description: str, windows: Any) -> list[bool]:
+        self.tested += windows
+        return [True] * len(windows)
+
+
+def test_a_description_that_fits_everything_scores_at_chance(pair: Pair, saes: SAESet) -> None:
+    found = explain(pair, saes, TEXTS, labeller=Recorder(), k=4, select="all")
+    assert found.detection.tolist() == [0.5] * 4 == found.detection_shuffled.tolist()
+    assert found.labeller == "recorder" and len(found.relevant) == 0
+
+
+def test_too_few_held_out_windows_give_no_score(pair: Pair, saes: SAESet) -> None:
+    found = explain(pair, saes, TEXTS[:12], select="all")
+    assert (found.n_scored == 0).any()
+    np.testing.assert_array_equal(np.isnan(found.detection), found.n_scored == 0)
+
+
+def test_a_single_feature_has_no_shuffled_score(pair: Pair, saes: SAESet) -> None:
+    found = explain(pair, saes, TEXTS, k=1)
+    assert found.detection[0] > 0.9 and np.isnan(found.detection_shuffled[0])
+
+
+def test_the_base_side_is_read_when_asked_for(pair: Pair, saes: SAESet) -> None:
+    found = explain(pair, saes, TEXTS, k=4, side="base")
+    assert found.side == "base" and found.description == tuple(f"fires on: {word}" for word in PLANTED)
+
+
+def test_saes_of_another_pair_are_refused(pair: Pair, saes: SAESet) -> None:
+    with pytest.raises(LensError, match=r"trained on the pair abc, this pair is .*Run train_sae"):
+        explain(pair, dataclasses.replace(saes, pair="abc"), TEXTS)
+
+
+def test_saes_that_fail_a_gate_are_refused_with_the_reason(pair: Pair, saes: SAESet) -> None:
+    with pytest.raises(GateError, match=r"good enough to interpret.*explained variance 0\.20 < 0\.60"):
+        explain(pair, altered(saes, explained_variance=0.2), TEXTS)
+
+
+def test_a_warning_keeps_the_site_and_notes_the_reason(pair: Pair, saes: SAESet, labels: Labels) -> None:
+    assert labels.skipped == {}
+    warned = explain(pair, altered(saes, explained_variance=0.2), TEXTS, k=4, gate="warn")
+    assert warned.skipped == {SITE: "explained variance 0.20 < 0.60"}
+    assert warned.description == labels.description
+
+
+def test_one_bad_site_is_skipped_and_the_others_are_explained(pair: Pair, saes: SAESet) -> None:
+    other = "blocks.1.hook_mlp_out"
+    bad = tuple(dataclasses.replace(sae, site=other, dead_share=0.9) for sae in saes.saes)
+    both = dataclasses.replace(saes, saes=saes.saes + bad)
+    found = explain(pair, both, TEXTS, k=4)
+    assert set(found.site) == {SITE} and found.skipped == {other: "dead share 0.90 > 0.5"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"select": "attribution"}, r"pass effects=attribute\("),
+        ({"select": "mcms"}, "Unknown way to select features 'mcms'. Did you mean 'mmcs'"),
+        ({"gate": "warm"}, "Unknown gate 'warm'. Did you mean 'warn'"),
+        ({"side": "tune"}, "Unknown side 'tune'. Did you mean 'tuned'"),
+        ({"k": 0}, "k must be 1 or more; 0 given"),
+        ({"n_examples": 0}, "n_examples must be 1 or more"),
+        ({"size": 3.0}, "No SAE matches"),
+        ({"task": "legal advice"}, "knows sentiment only"),
+        ({"labeller": "nobody"}, "Unknown labeller 'nobody'"),
+        ({"lexicon": "no-such-file.csv"}, "Unknown lexicon"),
+    ],
+)
+def test_a_wrong_argument_is_named(pair: Pair, saes: SAESet, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(LensError, match=message):
+        explain(pair, saes, TEXTS, **changes)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ("one text", "texts must be a list"),
+        (["one", "one", " "], "1 different texts were given"),
+        (["we saw it", "it was there"], "None of the chosen features .* fires on the 1 shown texts"),
+    ],
+)
+def test_texts_that_cannot_do_are_refused(pair: Pair, saes: SAESet, texts: Any, message: str) -> None:
+    with pytest.raises(LensError, match=message):
+        explain(pair, saes, texts)
+
+
+def test_matching_needs_two_sizes_and_ranks_the_smallest(pair: Pair, saes: SAESet) -> None:
+    with pytest.raises(LensError, match="needs tuned SAEs of two sizes"):
+        explain(pair, dataclasses.replace(saes, mmcs={}), TEXTS)
+    larger = tuple(dataclasses.replace(sae, size=2.0) for sae in saes.saes)
+    with pytest.raises(LensError, match=r"has size 1 at blocks\.0\.hook_mlp_out; size=2 was asked for"):
+        explain(pair, dataclasses.replace(saes, saes=saes.saes + larger), TEXTS, size=2.0)
+
+
+def test_effects_of_other_dictionaries_are_refused(pair: Pair, saes: SAESet) -> None:
+    with pytest.raises(LensError, match=r"measured on the base SAE.*Pass side='base'"):
+        explain(pair, saes, TEXTS, select="attribution", effects=effects_on(saes, [1.0], side="base"))
+    with pytest.raises(LensError, match="has a confirmed effect"):
+        explain(pair, saes, TEXTS, select="attribution", effects=effects_on(saes, [np.nan]))
+
+
+def test_a_stored_result_comes_back_the_same(pair: Pair, saes: SAESet, tmp_path: Path) -> None:
+    store = Store(tmp_path / "run")
+    first = explain(pair, saes, TEXTS, k=4, store=store)
+    again = explain(pair, saes, TEXTS, k=4, store=store)
+    assert again.description == first.description and again.skipped == {}
+    np.testing.assert_array_equal(again.examples[0][0].activations, first.examples[0][0].activations)
+    other = explain(pair, saes, TEXTS, k=4, lexicon={"table": 2.0}, store=store)
+    assert other.is_relevant.tolist() == [False, False, True, False]
+
+
+def test_hostile_text_is_carried_as_text(pair: Pair, saes: SAESet) -> None:
+    hostile = [f'{text} <script>alert("x")</script> \u202e \U0001f600 \u00e9\u00e9 <|endoftext|>' for text in TEXTS]
+    found = explain(pair, saes, hostile, k=4)
+    for shown in found.examples:
+        for example in shown:
+            assert any("".join(example.tokens) in text for text in hostile)
+    assert "<script>" not in found._repr_html_()
+
+
+def chat_answer(number: int, body: dict[str, Any]) -> str:
+    """Answer as a good labeller would: name the strongest token, and find it again."""
+    data = data_of(body)
+    match schema_of(body):
+        case "Description":
+            first = data["texts"][0]
+            return json.dumps({"description": first["tokens"][int(np.argmax(first["activations"]))].strip()})
+        case "Judgement":
+            return json.dumps({"is_related": data["description"] in ("wonderful", "terrible")})
+    word = data["description"]
+    return json.dumps({"numbers": [text["number"] for text in data["texts"] if f" {word}" in text["text"]]})
+
+
+def test_a_chat_model_labels_and_a_second_run_pays_nothing(
+    pair: Pair, saes: SAESet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    monkeypatch.setenv("LFP_LENS_CACHE", str(tmp_path))
+    with ChatServer(chat_answer).running() as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        first = explain(pair, saes, TEXTS, k=4, labeller="openai:m", task="praise")
+        # Per feature: describe, judge, detect with its own and with another description.
+        assert len(server.requests) == 16
+        again = explain(pair, saes, TEXTS, k=4, labeller="openai:m", task="praise")
+        assert len(server.requests) == 16
+    assert first.description == again.description == PLANTED
+    assert first.is_relevant.tolist() == [True, True, False, False]
+    assert (first.detection > 0.9).all() and (first.detection_shuffled < 0.75).all()
+    assert first.labeller == "openai:m" and len(list((tmp_path / "replies").glob("*.json"))) == 16
+
+
+def test_a_failing_chat_model_keeps_what_was_paid_for(
+    pair: Pair, saes: SAESet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    store = Store(tmp_path / "run")
+
+    def broken(number: int, body: dict[str, Any]) -> str | int:
+        return 400 if schema_of(body) == "Judgement" else chat_answer(number, body)
+
+    with ChatServer(broken).running() as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        with pytest.raises(LensError, match=r"openai:m failed on feature blocks\.0\.hook_mlp_out .*HTTP 400"):
+            explain(pair, saes, TEXTS, k=4, labeller="openai:m", store=store)
+        server.answer, before = chat_answer, len(server.requests)
+        explain(pair, saes, TEXTS, k=4, labeller="openai:m", store=store)
+        assert {schema_of(body) for body in server.requests[before:]} == {"Judgement", "Detection"}
+    assert len(list((store.root / "replies").glob("*.json"))) == 16

@@ -1,0 +1,125 @@
+"""Every figure draws what it is given, names words on hover and lets no markup through."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lfp_lens.view import plots
+
+HOSTILE = "<a href='https://evil.example'>x</a>"
+
+
+def words(n: int = 5) -> pd.DataFrame:
+    values = np.linspace(-2, 2, n)
+    return pd.DataFrame(
+        {
+            "word": [HOSTILE, *"abcd"[: n - 1]],
+            "stated": values,
+            "measured": values,
+            "measured_low": values - 1,
+            "measured_high": values + 1,
+            "p_wrong": np.linspace(0, 1, n),
+            "contexts": np.full(n, 4),
+        }
+    )
+
+
+def test_a_learning_curve_keeps_every_step_and_marks_the_base_reward() -> None:
+    curve = {"step": np.arange(40), "reward": np.linspace(0, 1, 40), "kl_nats": np.linspace(0, 3, 40)}
+    figure = plots.learning_curve(curve, reward_base=0.25)
+    assert list(figure.data[0].y) == list(curve["reward"])
+    assert figure.layout.shapes[0].y0 == 0.25
+    assert "nats" in figure.layout.yaxis2.title.text
+
+
+def test_smoothing_leaves_a_constant_and_a_single_step_as_they_are() -> None:
+    assert np.allclose(plots._smoothed(np.full(50, 2.0)), 2.0)
+    assert plots._smoothed(np.array([3.0])) == [3.0]
+
+
+def test_divergence_scales_each_measure_to_its_own_maximum_and_keeps_the_number_for_hover() -> None:
+    figure = plots.divergence({"parameter_sum": np.array([1.0, 4.0]), "activation_relative": np.zeros(2)})
+    assert list(figure.data[0].y) == [0.25, 1.0]
+    assert list(figure.data[0].customdata) == [1.0, 4.0]
+    assert list(figure.data[1].y) == [0.0, 0.0]
+
+
+def test_positions_without_tokens_are_not_drawn() -> None:
+    figure = plots.kl_by_position(np.array([0.1, 0.2, np.nan]), np.array([5, 3, 0]))
+    assert list(figure.data[0].x) == [0, 1]
+
+
+def test_a_failing_sae_is_a_cross_and_an_extreme_control_stays_in_view_with_its_number() -> None:
+    frame = pd.DataFrame(
+        {
+            "side": ["tuned", "tuned"],
+            "site": [HOSTILE, "b"],
+            "size": [1.0, 2.0],
+            "explained_variance": [0.9, 0.3],
+            "untrained_explained_variance": [-7.0, 0.1],
+            "l0": [3.0, 5.0],
+            "fails": ["", "explained variance"],
+        }
+    )
+    trained, control = plots.sae_quality(frame).data
+    assert list(trained.marker.symbol) == ["circle", "x"]
+    assert control.y[0] == plots.EDGE and control.customdata[0] == -7.0
+    assert "<a" not in trained.text[0]
+
+
+def test_the_drawn_gate_is_the_gate_that_results_apply() -> None:
+    from inspect import signature
+
+    from lfp_lens.results.train_sae import MIN_EXPLAINED_VARIANCE
+
+    assert signature(plots.sae_quality).parameters["threshold"].default == MIN_EXPLAINED_VARIANCE
+
+
+def test_rejections_are_drawn_most_first_with_what_was_kept_on_top() -> None:
+    bar = plots.rejections({"few": 2, "many": 9}, kept=4).data[0]
+    assert list(bar.y) == ["few", "many", "kept"]
+    assert list(bar.x) == [2, 9, 4]
+
+
+def test_wrongly_learned_words_are_named_beside_their_points() -> None:
+    frame = words()
+    wrong = np.array([False, True, False, False, True])
+    figure = plots.learned_words(frame, wrong, np.random.default_rng(0).normal(size=100))
+    assert {note.text for note in figure.layout.annotations} >= {"a", "d"}
+    assert [len(trace.x) for trace in figure.data] == [3, 2]
+
+
+@pytest.mark.parametrize("mask", [np.zeros(5, bool), np.ones(5, bool)])
+def test_hostile_words_are_text_in_labels_and_hover(mask: np.ndarray) -> None:
+    figure = plots.learned_words(words(), mask, np.array([]))
+    assert "<a" not in str(figure.to_plotly_json())
+
+
+def test_only_confirmed_effects_are_drawn_and_none_is_said() -> None:
+    frame = pd.DataFrame(
+        {
+            "site": ["s", "s"],
+            "index": [0, 1],
+            "screen": [0.1, 0.2],
+            "exact": [0.1, np.nan],
+            "exact_low": [0.0, np.nan],
+            "exact_high": [0.2, np.nan],
+        }
+    )
+    assert list(plots.effects(frame, 0.5).data[1].x) == [0.1]
+    assert "no feature was confirmed" in plots.effects(frame[1:], 0.5).layout.annotations[0].text
+
+
+def test_detection_scores_are_ordered_and_unscored_features_left_out() -> None:
+    figure = plots.detection(np.array([0.6, np.nan, 0.9]), np.array([0.5, np.nan, 0.4]))
+    assert list(figure.data[1].y) == [0.9, 0.6]
+    assert list(figure.data[0].y) == [0.4, 0.5]
+    assert "no description" in plots.detection(np.array([np.nan]), np.array([np.nan])).layout.annotations[0].text
+
+
+@pytest.mark.parametrize("random", [np.array([]), np.linspace(-0.1, 0.1, 50)])
+def test_an_ablation_is_a_line_among_its_random_sets_and_stays_in_view(random: np.ndarray) -> None:
+    figure = plots.ablation(-0.5, random)
+    assert any(shape.x0 == -0.5 for shape in figure.layout.shapes)
+    assert figure.layout.xaxis.range[0] < -0.5
+    assert "-0.5" in figure.layout.annotations[0].text
