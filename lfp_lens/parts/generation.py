@@ -69,6 +69,12 @@ def prompt_ids(tokenizer: Any, texts: Sequence[str], lengths: tuple[int, int], *
     return found
 
 
+def prompt_texts(tokenizer: Any, texts: Sequence[str], lengths: tuple[int, int], *, seed: int) -> list[str]:
+    """Give the same prompts as text, without special tokens."""
+    ids = prompt_ids(tokenizer, texts, lengths, seed=seed)
+    return tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+
 def sample(
     model: Any,
     tokenizer: Any,

@@ -10,6 +10,7 @@ from lfp_lens.results.finetune import Tuning
 from lfp_lens.results.probe import Learned
 from lfp_lens.results.report import Report
 from lfp_lens.results.train_sae import SAERecord, SAESet
+from lfp_lens.results.world import World
 
 __all__ = [
     "Ablation",
@@ -23,4 +24,5 @@ __all__ = [
     "SAESet",
     "Triples",
     "Tuning",
+    "World",
 ]

@@ -95,17 +95,25 @@ class Learned:
     n_triples: int
     """Triples the probes were fitted on."""
 
+    @property
+    def is_tested(self) -> bool:
+        """True if the signal's sign can be tested; `activation_delta` carries the stated sign by construction."""
+        return bool(np.isfinite(self.p_wrong).all())
+
     def wrong(self, *, fdr: float = 0.1) -> "pd.DataFrame":
         """List the words learned with the wrong sign, most certain first, false discovery rate controlled.
 
         Each word is tested one-sided against the matched neutral words; Benjamini-Hochberg runs over all words tested.
-        An empty list means that none is certain, not that all are right.
+        An empty list means that none is certain, not that all are right. Raises `GateError` for a signal that carries the
+        stated sign by construction.
         """
+        self._require_test()
         found = self.to_frame()[discoveries(self.p_wrong, fdr)]
         return found.sort_values("p_wrong", ignore_index=True)
 
     def unlearned(self) -> "pd.DataFrame":
         """List the words whose value lies inside the central 80 % of neutral words: no sign of feedback."""
+        self._require_test()
         low, high = np.quantile(self.neutral, (0.1, 0.9))
         return self.to_frame()[(self.measured > low) & (self.measured < high)].reset_index(drop=True)
 
@@ -120,6 +128,13 @@ class Learned:
         rows = self._shared(lexicon)
         given = np.array([lexicon[self.words[row]] for row in rows])
         return balanced_sign_accuracy(self.measured[rows], given, np.array(self.lemma)[rows], seed=seed)
+
+    def _require_test(self) -> None:
+        if not self.is_tested:
+            raise GateError(
+                f"{self.signal} takes its sign from the stated lexicon, so it cannot say which words were learned wrongly: "
+                "probe with signal='implicit_reward'."
+            )
 
     def _shared(self, lexicon: Mapping[str, float]) -> Int[np.ndarray, " rows"]:
         rows = np.array([row for row, word in enumerate(self.words) if word in lexicon], dtype=int)
@@ -149,7 +164,11 @@ class Learned:
 
     def plot(self) -> "go.Figure":
         """Draw learned against stated value, wrongly learned words marked."""
-        return plots.learned_words(self.to_frame(), discoveries(self.p_wrong, 0.1), self.neutral)
+        return plots.learned_words(
+            self.to_frame(),
+            discoveries(self.p_wrong, 0.1) if self.is_tested else np.zeros(len(self.words), bool),
+            self.neutral,
+        )
 
     def _repr_html_(self) -> str:
         facts = {
@@ -160,6 +179,5 @@ class Learned:
             "interval over tunings": self.between_tunings,
             "split": self.split if self.split == "lemma" else f"{self.split} (leaks words: not evidence)",
         }
-        return page.card(f"Learned feedback by {self.signal}", facts) + page.table(
-            self.wrong(), "Learned with the wrong sign"
-        )
+        card = page.card(f"Learned feedback by {self.signal}", facts)
+        return card + (page.table(self.wrong(), "Learned with the wrong sign") if self.is_tested else "")

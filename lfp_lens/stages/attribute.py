@@ -79,14 +79,19 @@ def attribute(
         raise LensError(f"attribute splits its texts in two and needs at least 8; {len(texts)} given.")
     stated = load_lexicon(lexicon)
     sites = saes.passing(side=side, size=size) if gate == "refuse" else saes.sites
-    skipped = {site: ", ".join(saes.one(site, side=side, size=size).failures) for site in saes.sites if site not in sites}
+    skipped = {
+        site: ", ".join(saes.one(site, side=side, size=size).failures) for site in saes.sites if site not in sites
+    }
 
     def make(folder: Path | None) -> Effects:
         model = pair.hf(side)
         values_V = token_values(model, pair.tokenizer, stated)
         loaded = {site: load_sae(saes.one(site, side=side, size=size), device=pair.device) for site in sites}
         encoded = encode(pair.tokenizer, texts, max_tokens=max_tokens)
-        halves = [[Batch(b.rows, b.ids_BS, b.mask_BS) for b in batches(part, device=pair.device)] for part in (encoded[::2], encoded[1::2])]
+        halves = [
+            [Batch(b.rows, b.ids_BS, b.mask_BS) for b in batches(part, device=pair.device)]
+            for part in (encoded[::2], encoded[1::2])
+        ]
         with fast_matmul():
             screened = _screen(pair, model, loaded, halves[0], values_V)
             exact = _Exact(pair, model, loaded, halves[1], values_V)
@@ -148,7 +153,9 @@ def _screen(
 class _Exact:
     """Exact effects by zeroing one feature, error kept; the untouched scalar is computed once."""
 
-    def __init__(self, pair: Pair, model: Any, saes: dict[str, Any], data: Sequence[Batch], values_V: torch.Tensor) -> None:
+    def __init__(
+        self, pair: Pair, model: Any, saes: dict[str, Any], data: Sequence[Batch], values_V: torch.Tensor
+    ) -> None:
         self.model, self.saes, self.data, self.values_V = model, saes, data, values_V
         self.begin = pair.tokenizer.bos_token_id
         self.tokens = np.concatenate([batch.mask_BS.sum(1).cpu().numpy() for batch in data])
@@ -165,7 +172,9 @@ class _Exact:
             for batch in self.data:
                 line_N = batch.mask_BS.nonzero()[:, 0]
                 sums = torch.zeros(len(batch.rows), device=batch.ids_BS.device)
-                found.append(sums.index_add_(0, line_N, valence(self.model, batch, self.values_V)).double().cpu().numpy())
+                found.append(
+                    sums.index_add_(0, line_N, valence(self.model, batch, self.values_V)).double().cpu().numpy()
+                )
         return np.concatenate(found)
 
 

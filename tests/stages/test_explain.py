@@ -15,11 +15,11 @@ from lfp_lens.parts.activations import encode
 from lfp_lens.parts.pair import Pair
 from lfp_lens.results.attribute import Effects
 from lfp_lens.results.explain import Labels
-from lfp_lens.results.train_sae import SAESet
+from lfp_lens.results.train_sae import SAESet, SAEWeights
 from lfp_lens.stages.explain import explain
 from lfp_lens.stages.explain.features import Wanted
 from lfp_lens.stages.explain.firing import Firing, collect
-from lfp_lens.stages.explain.windows import words_of
+from lfp_lens.stages.explain.windows import strong_level, words_of
 from tests.chat_server import ChatServer, data_of, schema_of
 from tests.tiny import tiny_pair, tiny_texts, word_saes
 
@@ -125,6 +125,13 @@ def test_a_planted_feature_fires_on_its_word_alone(pair: Pair, saes: SAESet) -> 
         assert count.sum() == fired.shown_end
 
 
+def test_the_strong_level_is_that_of_the_strongest_percent() -> None:
+    assert strong_level(np.arange(101) / 100) == pytest.approx(0.999 * 0.99)
+    mostly_silent = np.zeros(1000)
+    mostly_silent[:3] = 0.5
+    assert 0 < strong_level(mostly_silent) < 1e-5
+
+
 def test_the_beginning_of_text_token_is_no_token(pair: Pair, saes: SAESet) -> None:
     fired = watched(pair, saes, TEXTS)
     whole = sum(len(ids) for ids in pair.tokenizer(TEXTS, add_special_tokens=False)["input_ids"])
@@ -185,6 +192,17 @@ def test_a_description_that_fits_everything_scores_at_chance(pair: Pair, saes: S
     found = explain(pair, saes, TEXTS, labeller=Recorder(), k=4, select="all")
     assert found.detection.tolist() == [0.5] * 4 == found.detection_shuffled.tolist()
     assert found.labeller == "recorder" and len(found.relevant) == 0
+
+
+def test_a_feature_that_is_always_active_is_scored_where_it_is_strong(pair: Pair, saes: SAESet) -> None:
+    dense = tuple(dataclasses.replace(sae, weights=raised(sae.weights)) for sae in saes.saes)
+    found = explain(pair, dataclasses.replace(saes, saes=dense), TEXTS, k=4)
+    assert found.description[1] == "fires on: terrible" and found.detection[1] > 0.9
+
+
+def raised(weights: SAEWeights) -> SAEWeights:
+    """Give the dictionary with a bias at which every feature is active on nearly every token."""
+    return SAEWeights(weights.config, weights.tensors | {"b_enc": weights.tensors["b_enc"] + np.float32(2)})
 
 
 def test_too_few_held_out_windows_give_no_score(pair: Pair, saes: SAESet) -> None:

@@ -24,7 +24,7 @@ class Evidence:
     words: tuple[str, ...]
     """Every word and punctuation mark of the texts, lower-cased; "" stands for white space."""
     total: Float[np.ndarray, " words"]
-    """Sum of the feature's activation over each word's tokens."""
+    """Sum of the feature's activation over those of each word's tokens that are among its strongest 1 %."""
     count: Int[np.ndarray, " words"]
     """Tokens of each word."""
 

@@ -27,7 +27,7 @@ from lfp_lens.results.explain import Labels
 from lfp_lens.results.train_sae import SAESet
 from lfp_lens.stages.explain.features import Wanted, choose_sites, wanted_features
 from lfp_lens.stages.explain.firing import Firing, collect
-from lfp_lens.stages.explain.windows import Heldout, Trial, Words, examples, heldout, trial, words_of
+from lfp_lens.stages.explain.windows import Heldout, Trial, Words, examples, heldout, strong_level, trial, words_of
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -54,10 +54,10 @@ def explain(
 ) -> Labels:
     """Describe features in words, judge them against a task, and score the descriptions on held-out texts.
 
-    Half of the texts (drawn by content and seed, so their order does not matter; repeated texts count once)
-    is shown to the labeller; on the other half the descriptions are tested: up to 20 windows where the
-    feature fires (a token at 10 % of its maximum or more) and as many where it does not. The control scores
-    each feature with the next one's description.
+    Half of the texts (drawn by content and seed, so their order does not matter; repeated texts count once) is
+    shown to the labeller; on the other half the descriptions are tested: up to 20 windows of 16 tokens where the
+    feature fires strongly (as on the strongest 1 % of the shown tokens) and as many where it does not. The control
+    scores each feature with the next one's description.
 
     Args:
         pair: the two models.
@@ -169,7 +169,8 @@ def _watch(
 
 def _evidence(fired: Firing, words: Words, row: int, n_examples: int) -> Evidence:
     activations_N = fired.activations(row)
-    total, count = words.sums(activations_N[: fired.shown_end])
+    shown_N = activations_N[: fired.shown_end]
+    total, count = words.sums(np.where(shown_N >= strong_level(shown_N), shown_N, 0.0))
     site, index = fired.features[row]
     return Evidence(f"{site} {index}", examples(fired, activations_N, n_examples), words.vocabulary, total, count)
 

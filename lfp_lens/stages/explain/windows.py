@@ -13,8 +13,8 @@ from lfp_lens.stages.explain.firing import Firing
 
 WINDOW, BEFORE_PEAK = 16, 10
 """Tokens in a window, and how many of them stand before the strongest one."""
-FIRING_SHARE = 0.1
-"""A window counts as firing from this share of the feature's maximum on."""
+STRONG_QUANTILE, TIE = 0.99, 0.999
+"""A feature fires strongly on the strongest 1 % of the shown tokens, rounding allowed for among equals."""
 MIN_WINDOWS, MAX_WINDOWS = 4, 20
 """Held-out windows of each kind: fewer are no test, more only cost."""
 
@@ -103,7 +103,7 @@ class Trial:
     windows: tuple[str, ...]
     """As many firing as silent ones, mixed."""
     truth: Bool[np.ndarray, " windows"]
-    """Whether the feature fires there."""
+    """Whether the feature fires strongly there."""
 
 
 def heldout(fired: Firing) -> Heldout:
@@ -119,13 +119,24 @@ def heldout(fired: Firing) -> Heldout:
     return Heldout(np.array(starts, int), tuple(windows))
 
 
+def strong_level(activations: Float[np.ndarray, " shown"]) -> float:
+    """Give the activation from which a feature fires strongly; any at all, for one that fires on fewer tokens.
+
+    Dictionaries of small models are dense: their features are active at some level nearly everywhere, and only the
+    strongest activations tell what one of them is about.
+    """
+    return max(TIE * float(np.quantile(activations, STRONG_QUANTILE)), 1e-6)
+
+
 def trial(fired: Firing, later: Heldout, row: int, seed: int) -> Trial:
     """Draw a feature's firing and silent windows with the seed; other features do not change the draw."""
     site, index = fired.features[row]
     nothing = Trial((), np.zeros(0, bool))
     if not len(later.starts):
         return nothing
-    fires = np.maximum.reduceat(fired.activations(row)[fired.shown_end :], later.starts) >= FIRING_SHARE
+    activations_N = fired.activations(row)
+    level = strong_level(activations_N[: fired.shown_end])
+    fires = np.maximum.reduceat(activations_N[fired.shown_end :], later.starts) >= level
     n = min(int(fires.sum()), int((~fires).sum()), MAX_WINDOWS)
     if n < MIN_WINDOWS:
         return nothing

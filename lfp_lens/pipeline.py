@@ -1,0 +1,259 @@
+"""A run: every verb in order, through one store, skipping what is finished, stopping where a gate refuses.
+
+Data runs finetune, diverge, train_sae, contrast, probe, attribute, explain, ablate, report. The train split makes the tuned
+model and the SAEs; the test split is measured. A verb that a gate refuses leaves its reason, and so do the verbs that
+need it; the rest goes on, and the page shows both.
+"""
+
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lfp_lens.config import VERBS, RunConfig
+from lfp_lens.core.errors import GateError, LensError
+from lfp_lens.core.store import Store
+
+NEEDS = {
+    "finetune": (),
+    "diverge": ("finetune",),
+    "train_sae": ("diverge",),
+    "contrast": (),
+    "probe": ("train_sae", "contrast"),
+    "attribute": ("train_sae",),
+    "explain": ("train_sae",),
+    "ablate": ("explain",),
+    "report": (),
+}
+"""Verb -> the verbs whose results it takes."""
+EFFECT_TEXTS, EXPLAIN_TEXTS = 256, 512
+"""Held-out texts for `attribute` and `explain`, whose cost grows with features times texts."""
+CONFIG_FILE, SUMMARY_FILE = "config.toml", "summary.txt"
+
+
+@dataclass
+class Run:
+    """A run and what it has so far; `run.results["probe"]` is the probe's `Learned`."""
+
+    name: str
+    """Its name, the folder in the store."""
+    store: Store
+    """Where everything is."""
+    results: dict[str, Any] = field(default_factory=dict)
+    """Verb -> result, in order."""
+    refusals: dict[str, str] = field(default_factory=dict)
+    """Verb -> why it gave no number."""
+
+    def summary(self) -> str:
+        """Give the headline numbers as text: the same that open the page."""
+        from lfp_lens.stages.report.summary import summary
+
+        return summary(self.name, self.results, self.refusals)
+
+
+def run(
+    config: RunConfig, *, store: str | os.PathLike[str] = "runs", until: str | None = None, quiet: bool = False
+) -> Run:
+    """Run every verb, or those that `until` needs and `until` itself; finished ones are read from the store.
+
+    Args:
+        config: from `load_config("tiny")`, a TOML file, or made in Python.
+        store: folder of all runs; this one goes to `store/config.name`.
+        until: the last verb wanted; None runs all nine.
+        quiet: draw no progress bars.
+
+    Raises:
+        LensError: for whatever is wrong with the config's models and data. Refusals of gates are in `Run.refusals`.
+
+    >>> run(load_config("tiny")).results["probe"].wrong()  # doctest: +SKIP
+    """
+    if until is not None and until not in VERBS:
+        raise LensError(f"until must be one of {', '.join(VERBS)}; {until!r} given.")
+    if quiet:
+        os.environ["TQDM_DISABLE"] = "1"
+    home = Store(Path(store) / config.name)
+    home.write_text(CONFIG_FILE, config.to_toml())
+    done = Run(config.name, home)
+    work = _Work(config, done)
+    with warnings.catch_warnings():
+        # TransformerLens announces its own future on every construction; users can do nothing about it.
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"transformer_lens|sae_lens")
+        for verb in _wanted(until):
+            _step(verb, done, getattr(work, verb))
+    if "report" in done.results:
+        home.write_text(SUMMARY_FILE, done.summary() + "\n")
+    return done
+
+
+def open_run(path: str | os.PathLike[str]) -> Run:
+    """Open a stored run with every finished result; nothing is computed. Raises `LensError` if there is none."""
+    folder = Path(path)
+    if not folder.is_dir():
+        raise LensError(f"There is no run at {folder}: expected the folder of a run, such as runs/tiny.")
+    store = Store(folder)
+    results = {verb: store.read(verb) for verb in VERBS if store.has(verb)}
+    refusals = dict(results["report"].refusals) if "report" in results else {}
+    return Run(folder.name, store, results, refusals)
+
+
+def _wanted(until: str | None) -> tuple[str, ...]:
+    """Give the verbs to run, in order."""
+    if until is None or until == "report":
+        return VERBS
+    wanted, open_ = set(), [until]
+    while open_:
+        verb = open_.pop()
+        wanted.add(verb)
+        open_ += NEEDS[verb]
+    return tuple(verb for verb in VERBS if verb in wanted)
+
+
+def _step(verb: str, done: Run, make: Callable[[], Any]) -> None:
+    """Run one verb unless something it needs was refused; keep a refusal's reason."""
+    missing = next((need for need in NEEDS[verb] if need in done.refusals), None)
+    if missing is not None:
+        done.refusals[verb] = f"it needs {missing}, which was refused: {done.refusals[missing]}"
+        return
+    try:
+        result = make()
+    except GateError as refusal:
+        done.refusals[verb] = str(refusal)
+        return
+    if result is not None:
+        done.results[verb] = result
+
+
+class _Work:
+    """The nine calls of one config. Models and texts are loaded when first needed, once."""
+
+    def __init__(self, config: RunConfig, done: Run) -> None:
+        self.config, self.done, self.store = config, done, done.store
+        self._texts: dict[str, list[str]] = {}
+        self._pair: Any = None
+
+    def finetune(self) -> Any:
+        from lfp_lens.stages.finetune import finetune
+
+        if self.config.tuned is not None:
+            return None
+        result = finetune(
+            self.base(),
+            prompts=self.texts("train"),
+            **self.section("finetune"),
+            **self.top("device", "seed"),
+            store=self.store,
+        )
+        if not result.is_learned and self.config.gate == "refuse":
+            reason = f"{result.verdict}: {'; '.join(result.reasons)}"
+            self.done.refusals.update(dict.fromkeys(VERBS[1:-1], reason))
+        return result
+
+    def diverge(self) -> Any:
+        from lfp_lens.stages.diverge import diverge
+
+        return diverge(self.pair(), self.texts("test"), **self.section("diverge"), **self.top("seed"), store=self.store)
+
+    def train_sae(self) -> Any:
+        from lfp_lens.stages.train_sae import train_sae
+
+        sites = self.config.sites
+        chosen = self.done.results["diverge"].top(sites) if isinstance(sites, int) else sites
+        options = self.section("train_sae") | self.top("seed")
+        return train_sae(self.pair(), chosen, self.texts("train"), **options, store=self.store)
+
+    def contrast(self) -> Any:
+        from lfp_lens.stages.contrast import contrast
+
+        return contrast(self.texts("test"), **self.section("contrast"), **self.top("lexicon", "seed"), store=self.store)
+
+    def probe(self) -> Any:
+        from lfp_lens.stages.probe import probe
+
+        options = self.section("probe") | self.top("lexicon", "gate", "seed")
+        given = (self.pair(), self.done.results["train_sae"], self.done.results["contrast"], self.texts("test"))
+        return probe(*given, **options, store=self.store)
+
+    def attribute(self) -> Any:
+        from lfp_lens.stages.attribute import attribute
+
+        options = self.section("attribute") | self.top("lexicon", "gate", "seed")
+        return attribute(
+            self.pair(), self.done.results["train_sae"], self.texts("test")[:EFFECT_TEXTS], **options, store=self.store
+        )
+
+    def explain(self) -> Any:
+        from lfp_lens.stages.explain import explain
+
+        options = self.section("explain") | self.top("lexicon", "gate", "seed")
+        if options["select"] == "attribution":
+            options["effects"] = self.done.results.get("attribute") or self.attribute()
+        return explain(
+            self.pair(), self.done.results["train_sae"], self.texts("test")[:EXPLAIN_TEXTS], **options, store=self.store
+        )
+
+    def ablate(self) -> Any:
+        from lfp_lens.parts.generation import prompt_texts
+        from lfp_lens.stages.ablate import ablate
+
+        relevant = self.done.results["explain"].relevant
+        if not len(relevant):
+            raise GateError(
+                f"no feature was labelled as related to {self.config.explain.task!r}: there is nothing to ablate"
+            )
+        lengths = self.config.finetune.prompt_tokens
+        prompts = prompt_texts(self.pair().tokenizer, self.texts("test"), lengths, seed=self.config.seed)
+        return ablate(
+            self.pair(), relevant, prompts=prompts, **self.section("ablate"), **self.top("seed"), store=self.store
+        )
+
+    def report(self) -> Any:
+        from lfp_lens.stages.report import report
+
+        # The page shows the run as it stands, so it is written every time and its record replaced.
+        made = report(self.done.results, title=self.config.name, refusals=self.done.refusals, store=self.store)
+        return self.store.get(
+            "report", {"results": self.done.results, "refusals": self.done.refusals}, lambda folder: made
+        )
+
+    def base(self) -> str:
+        """Give the base model's name or path; the tiny world's is trained once and kept in the store."""
+        if self.config.base != "world":
+            return self.config.base
+        from lfp_lens.parts.world import train_world_model, world_fingerprint
+        from lfp_lens.results import World
+
+        def make(folder: Path) -> World:
+            return World(folder / "checkpoint", **train_world_model(folder / "checkpoint", seed=self.config.seed))
+
+        return str(self.store.get("world", {"world": world_fingerprint(), "seed": self.config.seed}, make).path)
+
+    def pair(self) -> Any:
+        """Load the pair once."""
+        if self._pair is None:
+            from lfp_lens.parts.pair import load_pair
+
+            tuned = self.config.tuned or self.done.results["finetune"].path
+            self._pair = load_pair(self.base(), tuned, device=self.config.device)
+        return self._pair
+
+    def texts(self, split: str) -> list[str]:
+        """Load a split once."""
+        from lfp_lens.parts.texts import load_texts
+
+        if split not in self._texts:
+            n = self.config.n_texts if split == "train" else self.config.n_heldout
+            given = {"split": split, "column": self.config.column, "n": n, "seed": self.config.seed}
+            self._texts[split] = load_texts(self.config.texts, **given)
+        return self._texts[split]
+
+    def section(self, verb: str) -> dict[str, Any]:
+        """Give a verb's own values."""
+        return {
+            name: getattr(getattr(self.config, verb), name) for name in type(getattr(self.config, verb)).model_fields
+        }
+
+    def top(self, *names: str) -> dict[str, Any]:
+        """Give values from the top of the config."""
+        return {name: getattr(self.config, name) for name in names}

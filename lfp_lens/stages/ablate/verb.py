@@ -1,0 +1,223 @@
+"""The verb: sample before and after from the same prompts and seeds, then ask what chance, the SAE and the base would give."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from lfp_lens.core.errors import LensError, unknown
+from lfp_lens.core.stats import Estimate, mean_estimate
+from lfp_lens.core.store import Store, keep
+from lfp_lens.parts.activations import Encoded
+from lfp_lens.parts.generation import OPENINGS, Completions, sample
+from lfp_lens.parts.interventions import MODES, Edit, feature_edit, intervening, reconstruction_edit
+from lfp_lens.parts.lexicons import load_lexicon
+from lfp_lens.parts.rewards import make_reward
+from lfp_lens.parts.saes import load_sae
+from lfp_lens.parts.speed import fast_matmul
+from lfp_lens.parts.valence import token_values
+from lfp_lens.results.ablate import Ablation
+from lfp_lens.results.features import FeatureSet
+from lfp_lens.stages.ablate.cheap import Reading, matched_random_sets, read
+from lfp_lens.stages.ablate.reference import reference_features
+from lfp_lens.stages.ablate.subject import Subject, subject_of
+
+N_SAMPLES, N_CHEAP_TEXTS = 8, 64
+
+
+def ablate(
+    model: Any,
+    features: FeatureSet,
+    *,
+    reward: Any = None,
+    prompts: Sequence[str] | None = None,
+    n: int = 256,
+    max_new_tokens: int = 20,
+    mode: str = "zero",
+    scale: float = 0.0,
+    controls: int = 200,
+    seed: int = 0,
+    store: Store | None = None,
+) -> Ablation:
+    """Ablate features at every step of generation, score the reward again, and set the controls beside it.
+
+    Args:
+        model: a pair (its tuned side is ablated, its base compared), a `HookedTransformer`, or a Hugging Face causal LM.
+        features: what to ablate: `labels.relevant`, `effects.top(k)`, or `FeatureSet(saes, [(site, index), ...])`.
+        reward: a name, lexicon file or callable; None takes the one in the tuning record, else VADER with a note.
+        prompts: texts to continue; None takes a shipped list of neutral openings. They are repeated to make `n`.
+        n: completions sampled before, and after.
+        max_new_tokens: longest completion.
+        mode: `zero`, `mean`, `resample` or `scale`.
+        scale: the factor of mode `scale` (0 zeroes, 2 doubles).
+        controls: random feature sets, matched on site, firing rate and decoder norm, measured on the cheap metric.
+        seed: of sampling and of every control.
+        store: a run's store, or None.
+
+    Returns:
+        Reward before, after and paired difference; valence (teacher-forced) with reconstruction, base and random
+        controls; KL, perplexity, distinct bigrams and length, so that broken text is visible as such.
+
+    Raises:
+        LensError: for an empty model, features of another pair, or an unknown mode.
+        GateError: if too few lexicon words are single tokens for the cheap metric.
+
+    Source: arXiv 2310.08164, section 4.2, with the error term kept and the controls added (DESIGN.md section 6, rule 8).
+
+    >>> ablate(pair, labels.relevant)  # doctest: +SKIP
+    """
+    inputs = dict(locals())
+    if mode not in MODES:
+        raise unknown("ablation mode", mode, MODES)
+    if scale != 0.0 and mode != "scale":
+        raise LensError(f"scale={scale} has no meaning in mode {mode!r}; use mode='scale'.")
+    if n < 2:
+        raise LensError(f"At least 2 completions are needed for an interval; n={n}.")
+    subject = subject_of(model)
+    if subject.pair and features.saes.pair != subject.pair:
+        raise LensError("These features belong to the SAEs of another pair.")
+    notes = [] if reward or subject.tuning.get("reward") else ["no tuning record: scored by VADER"]
+    given = make_reward(reward or subject.tuning.get("reward", "vader"))
+
+    def make(folder: Path | None) -> Ablation:
+        with fast_matmul():
+            return _ablate(subject, features, given, prompts or OPENINGS, inputs, notes)
+
+    return keep(store, "ablate", inputs | {"model": subject, "reward": given}, make)
+
+
+def _ablate(
+    subject: Subject,
+    features: FeatureSet,
+    reward: Any,
+    prompts: Sequence[str],
+    given: Mapping[str, Any],
+    notes: list[str],
+) -> Ablation:
+    seed = given["seed"]
+    ids = _prompts(subject, prompts, given["n"])
+    draw = {"max_new_tokens": given["max_new_tokens"], "seed": seed}
+    saes = {site: load_sae(features.sae(site)) for site in features.by_site()}
+    before = sample(subject.model, subject.tokenizer, ids, **draw)
+    texts = [Encoded(prompt + done, []) for prompt, done in zip(ids, before.ids) if len(prompt) + len(done) > 1]
+    texts = texts[:N_CHEAP_TEXTS]
+    reference = reference_features(subject.model, texts, saes) if given["mode"] in ("mean", "resample") else {}
+
+    def edits(chosen: Mapping[str, Sequence[int]]) -> dict[str, Edit]:
+        return {
+            site: feature_edit(
+                saes[site], chosen[site], mode=given["mode"], scale=given["scale"], reference_MF=reference.get(site), seed=seed
+            )
+            for site in chosen
+        }  # fmt: skip
+
+    begin = subject.tokenizer.bos_token_id
+    with intervening(subject.model, edits(features.by_site()), begin=begin):
+        after = sample(subject.model, subject.tokenizer, ids, **draw)
+    rewards = [reward(done.texts) for done in (before, after)]
+    base = sample(subject.base, subject.tokenizer, ids, **draw) if subject.base is not None else None
+    if base is None:
+        notes = [*notes, "one model given: nothing to say about the base or the share of the gain"]
+    base_rewards = reward(base.texts) if base is not None else None
+    cheap = _cheap(subject, features, texts, saes, edits, given["controls"], seed)
+    return Ablation(
+        features=features,
+        mode=given["mode"],
+        reward=reward.name,
+        before=mean_estimate(rewards[0], seed=seed),
+        after=mean_estimate(rewards[1], seed=seed),
+        difference=mean_estimate(rewards[1] - rewards[0], seed=seed),
+        gain_share=_gain_share(rewards[0], rewards[1], base_rewards, seed),
+        reward_base=None if base_rewards is None else mean_estimate(base_rewards, seed=seed),
+        samples=tuple(zip(before.prompts, before.texts, after.texts))[:N_SAMPLES],
+        notes=tuple(notes),
+        **_shape(before, "before"),
+        **_shape(after, "after"),
+        **cheap,
+    )
+
+
+def _prompts(subject: Subject, prompts: Sequence[str], n: int) -> list[list[int]]:
+    """Tokenise the prompts, beginning-of-text first, repeated in order to n."""
+    begin = [] if subject.tokenizer.bos_token_id is None else [subject.tokenizer.bos_token_id]
+    encoded = subject.tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
+    ids = [begin + [token for token in row if token not in begin] for row in encoded]
+    ids = [row for row in ids if row]
+    if not ids:
+        raise LensError("No prompt holds a token.")
+    return [ids[at % len(ids)] for at in range(n)]
+
+
+def _cheap(
+    subject: Subject,
+    features: FeatureSet,
+    texts: Sequence[Encoded],
+    saes: Mapping[str, Any],
+    edits: Callable[[Mapping[str, Sequence[int]]], dict[str, Edit]],
+    controls: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Measure the edit, its controls and the no-op on the untouched model's own completions."""
+    begin, chosen = subject.tokenizer.bos_token_id, features.by_site()
+    values_V = token_values(_with_config(subject.model), subject.tokenizer, load_lexicon("vader"))
+
+    def look(model: Any, what: Mapping[str, Edit], **options: Any) -> Reading:
+        return read(model, texts, values_V, what, begin=begin, **options)
+
+    clean = look(subject.model, {})
+    empty = look(subject.model, edits({site: () for site in chosen}))
+    assert np.array_equal(empty.log_p, clean.log_p), "an empty set of features changed the predictions"
+    ablated = look(subject.model, edits(chosen), with_kl=True)
+    rebuilt = look(subject.model, {site: reconstruction_edit(saes[site]) for site in chosen})
+    random = [
+        float((look(subject.model, edits(drawn)).valence - clean.valence).mean())
+        for drawn in tqdm(matched_random_sets(features, controls, seed=seed), desc="ablate")
+    ]
+    base_difference = None
+    if subject.base is not None:
+        base_clean, base_ablated = look(subject.base, {}), look(subject.base, edits(chosen))
+        base_difference = mean_estimate(base_ablated.valence - base_clean.valence, seed=seed)
+    effect = ablated.valence - clean.valence
+    return {
+        "valence_before": float(clean.valence.mean()),
+        "valence_difference": mean_estimate(effect, seed=seed),
+        "random_differences": np.array(random),
+        "percentile": float(np.mean(np.array(random) > effect.mean())) if random else float("nan"),
+        "reconstruction_difference": mean_estimate(rebuilt.valence - clean.valence, seed=seed),
+        "base_difference": base_difference,
+        "kl_nats": float(ablated.kl.sum() / ablated.tokens.sum()),
+        "perplexity_before": float(np.exp(-clean.log_p.sum() / clean.tokens.sum())),
+        "perplexity_after": float(np.exp(-ablated.log_p.sum() / ablated.tokens.sum())),
+    }
+
+
+def _with_config(model: Any) -> Any:
+    """Give something with `config.vocab_size` and `device` for either kind of model."""
+    if not hasattr(model, "hook_dict"):
+        return model
+    from types import SimpleNamespace
+
+    return SimpleNamespace(
+        config=SimpleNamespace(vocab_size=model.cfg.d_vocab_out), device=torch.device(str(model.cfg.device))
+    )
+
+
+def _gain_share(
+    before: np.ndarray, after: np.ndarray, base: np.ndarray | None, seed: int, draws: int = 2000
+) -> Estimate | None:
+    """Give (before - after) / (before - base) of the means, prompts resampled; None without a base or without a gain."""
+    if base is None:
+        return None
+    rows = np.random.default_rng(seed).integers(len(before), size=(draws, len(before)))
+    removed, gain = ((before - part)[rows].mean(1) for part in (after, base))
+    if np.quantile(gain, 0.025) <= 0:
+        return None
+    low, high = np.quantile(removed / gain, (0.025, 0.975))
+    return Estimate(float((before - after).mean() / (before - base).mean()), float(low), float(high), len(before))
+
+
+def _shape(done: Completions, when: str) -> dict[str, float]:
+    return {f"distinct2_{when}": done.distinct2, f"length_{when}": done.mean_length}
