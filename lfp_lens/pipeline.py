@@ -244,8 +244,7 @@ class _Work:
 
         if split not in self._texts:
             n = self.config.n_texts if split == "train" else self.config.n_heldout
-            given = {"split": split, "column": self.config.column, "n": n, "seed": self.config.seed}
-            self._texts[split] = load_texts(self.config.texts, **given)
+            self._texts[split] = load_texts(self.config.texts, split=split, n=n, **self.top("column", "seed"))
         return self._texts[split]
 
     def section(self, verb: str) -> dict[str, Any]:

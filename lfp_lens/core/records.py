@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, TypeVar, dataclass_transform, runtime_checkable
 
@@ -142,7 +143,8 @@ def _unpack(value: Any, arrays: dict[str, np.ndarray], folder: Path) -> Any:
 
 def _class(name: str) -> Any:
     if name not in _classes:
-        import lfp_lens.results  # noqa: F401  (defines every record)
+        # Records are defined on a floor above this one: that floor is loaded by name, when the first stored one is read.
+        import_module("lfp_lens.results")
     if name not in _classes:
         raise ValueError(f"unknown record {name!r}")
     return _classes[name]

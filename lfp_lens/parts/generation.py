@@ -5,6 +5,7 @@ Sampling is at temperature 1 from the whole distribution, so that a completion i
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ class Completions:
     @property
     def distinct2(self) -> float:
         """Distinct bigrams divided by bigrams, over all completions: compare it at equal n only."""
-        pairs = [pair for ids in self.ids for pair in zip(ids, ids[1:])]
+        pairs = [pair for ids in self.ids for pair in pairwise(ids)]
         return len(set(pairs)) / len(pairs) if pairs else 0.0
 
 

@@ -18,8 +18,14 @@ Edit = Callable[[torch.Tensor], torch.Tensor]
 
 
 def feature_edit(
-    sae: Any, indices: Sequence[int], *, mode: str = "zero", scale: float = 0.0, reference_MF: torch.Tensor | None = None, seed: int = 0
-) -> Edit:  # fmt: skip
+    sae: Any,
+    indices: Sequence[int],
+    *,
+    mode: str = "zero",
+    scale: float = 0.0,
+    reference_MF: torch.Tensor | None = None,
+    seed: int = 0,
+) -> Edit:
     """Give the edit that replaces chosen features of one SAE.
 
     Args:
@@ -34,6 +40,7 @@ def feature_edit(
         raise unknown("ablation mode", mode, MODES)
     if mode in ("mean", "resample") and reference_MF is None:
         raise LensError(f"Mode {mode!r} needs the features' activations on reference text.")
+    drawn_from = torch.zeros(0) if reference_MF is None else reference_MF
     chosen = torch.tensor(sorted(indices), dtype=torch.long)
     generator = torch.Generator().manual_seed(seed)
 
@@ -45,10 +52,10 @@ def feature_edit(
         if mode in ("zero", "scale"):
             changed[..., chosen] *= 0.0 if mode == "zero" else scale
         elif mode == "mean":
-            changed[..., chosen] = reference_MF.mean(0)[chosen]
+            changed[..., chosen] = drawn_from.mean(0)[chosen]
         else:
-            rows = torch.randint(len(reference_MF), features.shape[:-1], generator=generator)
-            changed[..., chosen] = reference_MF[rows][..., chosen]
+            rows = torch.randint(len(drawn_from), features.shape[:-1], generator=generator)
+            changed[..., chosen] = drawn_from[rows][..., chosen]
         return acts + (sae.decode(changed) - sae.decode(features)).to(acts.dtype)
 
     return edit

@@ -95,7 +95,7 @@ def load_pair(base: Any, tuned: Any, *, tokenizer: Any = None, device: str = "cp
         prove_parity(model, twin)
         hooked.append(twin)
     content = fingerprint([weights_fingerprint(model) for model in models] + [tokenizers[0].get_vocab()])
-    return Pair(*hooked, *models, tokenizers[0], content, _tuning_record(tuned))
+    return Pair(hooked[0], hooked[1], models[0], models[1], tokenizers[0], content, _tuning_record(tuned))
 
 
 def load_causal_lm(source: Any, *, device: str = "cpu", dtype: str = "float32") -> Any:
@@ -146,8 +146,7 @@ def prove_parity(model: Any, hooked: Any) -> None:
         with sites.editing(hooked, {name: lambda acts: acts for name in names}):
             untouched = hooked_logits(hooked, ids_BS)
         acts = sites.activations_at(model, ids_BS, mask_BS, names)
-        seen: dict[str, torch.Tensor] = {}
-        with sites.editing(hooked, {name: lambda acts, name=name: seen.setdefault(name, acts) for name in names}):
+        with sites.watching(hooked, names) as seen:
             given = hooked_logits(hooked, ids_BS)
     allowed = TOLERANCE[model.dtype] * max(1.0, float(wanted.abs().max()))
     gaps = {"logits": given - wanted, "logits under a no-op hook": untouched - wanted}

@@ -5,7 +5,7 @@ the fastest path that gives the same activations; `load_pair` proves the equalit
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -84,6 +84,22 @@ def editing(model: Any, edits: Mapping[str, Callable[[torch.Tensor], torch.Tenso
             handle.remove()
 
 
+@contextmanager
+def watching(model: Any, sites: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
+    """Collect the activation at each site while inside, without changing anything; yields `site -> activation`."""
+    found: dict[str, torch.Tensor] = {}
+
+    def keep(site: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        def edit(acts: torch.Tensor) -> torch.Tensor:
+            found[site] = acts
+            return acts
+
+        return edit
+
+    with editing(model, {site: keep(site) for site in sites}):
+        yield found
+
+
 class _Stop(Exception):
     """The deepest wanted site was reached; nothing after it is needed."""
 
@@ -104,9 +120,6 @@ def activations_at(
 
         return edit
 
-    with torch.no_grad(), editing(model, {site: keep(site) for site in sites}):
-        try:
-            trunk(model)(input_ids=ids_BS, attention_mask=mask_BS, use_cache=False)
-        except _Stop:
-            pass
+    with torch.no_grad(), editing(model, {site: keep(site) for site in sites}), suppress(_Stop):
+        trunk(model)(input_ids=ids_BS, attention_mask=mask_BS, use_cache=False)
     return {site: found[site] for site in sites}

@@ -39,7 +39,7 @@ NEUTRAL_SHARE, MOOD_SHARE, FREQUENCY_EXPONENT = 0.5, 0.65, 0.4
 SPLIT_SEEDS = {"train": 1, "test": 2}
 VOCABULARY, CONTEXT = 1536, 96
 SHAPE = {"hidden_size": 64, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 256}
-TRAINING = {"texts": 6000, "epochs": 3, "batch": 64, "lr": 4e-3}
+TRAINING: dict[str, Any] = {"texts": 6000, "epochs": 3, "batch": 64, "lr": 4e-3}
 
 
 @cache
@@ -128,12 +128,12 @@ def train_world_model(folder: Path, *, seed: int = 0, quiet: bool = False) -> di
         )
     )  # fmt: skip
     rows = _rows(tokenizer, texts)
-    steps = int(TRAINING["epochs"]) * (len(rows) // int(TRAINING["batch"]))
+    steps = TRAINING["epochs"] * (len(rows) // TRAINING["batch"])
     optimizer = torch.optim.AdamW(model.parameters(), lr=TRAINING["lr"], weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, TRAINING["lr"], total_steps=steps, pct_start=0.1)
     generator = torch.Generator().manual_seed(seed)
     for _ in tqdm(range(steps), desc="world", disable=quiet):
-        ids, labels = _batch(rows, torch.randint(len(rows), (int(TRAINING["batch"]),), generator=generator).tolist())
+        ids, labels = _batch(rows, torch.randint(len(rows), (TRAINING["batch"],), generator=generator).tolist())
         loss = model(input_ids=ids, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -22,7 +22,7 @@ from lfp_lens.parts.interventions import feature_edit, intervening
 from lfp_lens.parts.lexicons import load_lexicon
 from lfp_lens.parts.pair import Pair
 from lfp_lens.parts.saes import load_sae
-from lfp_lens.parts.sites import editing
+from lfp_lens.parts.sites import watching
 from lfp_lens.parts.speed import fast_matmul
 from lfp_lens.parts.valence import token_values, valence
 from lfp_lens.results.attribute import Effects
@@ -88,10 +88,7 @@ def attribute(
         values_V = token_values(model, pair.tokenizer, stated)
         loaded = {site: load_sae(saes.one(site, side=side, size=size), device=pair.device) for site in sites}
         encoded = encode(pair.tokenizer, texts, max_tokens=max_tokens)
-        halves = [
-            [Batch(b.rows, b.ids_BS, b.mask_BS) for b in batches(part, device=pair.device)]
-            for part in (encoded[::2], encoded[1::2])
-        ]
+        halves = [list(batches(part, device=pair.device)) for part in (encoded[::2], encoded[1::2])]
         with fast_matmul():
             screened = _screen(pair, model, loaded, halves[0], values_V)
             exact = _Exact(pair, model, loaded, halves[1], values_V)
@@ -125,17 +122,7 @@ def _screen(
     totals = {site: torch.zeros(sae.cfg.d_sae, dtype=torch.float64) for site, sae in saes.items()}
     n_tokens = 0
     for batch in data:
-        held: dict[str, torch.Tensor] = {}
-
-        def keep_grad(site: str) -> Any:
-            def edit(acts: torch.Tensor) -> torch.Tensor:
-                held[site] = acts if acts.requires_grad else acts.requires_grad_()
-                held[site].retain_grad()
-                return held[site]
-
-            return edit
-
-        with torch.enable_grad(), editing(model, {site: keep_grad(site) for site in saes}):
+        with torch.enable_grad(), watching(model, list(saes)) as held:
             total = valence(model, batch, values_V).sum()
         gradients = torch.autograd.grad(total, [held[site] for site in saes])
         real = batch.mask_BS.bool()

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from lfp_lens.core.store import Store, keep
 from lfp_lens.parts.activations import Batch, batches, encode, unembed
 from lfp_lens.parts.pair import Pair
-from lfp_lens.parts.sites import blocks, editing, trunk
+from lfp_lens.parts.sites import blocks, trunk, watching
 from lfp_lens.parts.speed import fast_matmul
 from lfp_lens.results.diverge import Divergence
 
@@ -52,7 +52,7 @@ def diverge(
     return keep(store, "diverge", inputs, make)
 
 
-def _parameters(pair: Pair) -> dict[str, np.ndarray]:
+def _parameters(pair: Pair) -> dict[str, Any]:
     """Give every parameter measure, one value per layer."""
     rows = []
     for base, tuned in zip(blocks(pair.base_hf), blocks(pair.tuned_hf)):
@@ -118,9 +118,8 @@ def _activations(pair: Pair, texts: Sequence[str], max_tokens: int) -> dict[str,
 
 
 def _run(pair: Pair, side: str, batch: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    found: dict[str, torch.Tensor] = {}
     model = pair.hf(side)
-    with editing(model, {site: lambda acts, site=site: found.setdefault(site, acts) for site in pair.sites}):
+    with watching(model, pair.sites) as found:
         hidden = trunk(model)(input_ids=batch.ids_BS, attention_mask=batch.mask_BS, use_cache=False).last_hidden_state
     return found, hidden
 

@@ -32,8 +32,14 @@ class Reading:
 
 
 def read(
-    model: Any, texts: Sequence[Encoded], values_V: torch.Tensor, edits: Mapping[str, Edit], *, begin: int | None, with_kl: bool = False
-) -> Reading:  # fmt: skip
+    model: Any,
+    texts: Sequence[Encoded],
+    values_V: torch.Tensor,
+    edits: Mapping[str, Edit],
+    *,
+    begin: int | None,
+    with_kl: bool = False,
+) -> Reading:
     """Read the model on the texts under the edits; with `with_kl` the untouched model is run beside it."""
     columns = np.zeros((4, len(texts)))
     with torch.no_grad():

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from lfp_lens.parts.activations import Encoded, batches
-from lfp_lens.parts.sites import editing, trunk
+from lfp_lens.parts.sites import trunk, watching
 
 
 def reference_features(model: Any, texts: Sequence[Encoded], saes: Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -15,8 +15,7 @@ def reference_features(model: Any, texts: Sequence[Encoded], saes: Mapping[str, 
     device = model.cfg.device if hasattr(model, "hook_dict") else model.device
     with torch.no_grad():
         for batch in batches(texts, device=device):
-            seen: dict[str, torch.Tensor] = {}
-            with editing(model, {site: lambda acts, site=site: seen.setdefault(site, acts) for site in saes}):
+            with watching(model, list(saes)) as seen:
                 if hasattr(model, "hook_dict"):
                     model(batch.ids_BS, attention_mask=batch.mask_BS, return_type=None)
                 else:

@@ -168,7 +168,7 @@ def _cheap(
         return read(model, texts, values_V, what, begin=begin, **options)
 
     clean = look(subject.model, {})
-    empty = look(subject.model, edits({site: () for site in chosen}))
+    empty = look(subject.model, edits(dict.fromkeys(chosen, ())))
     assert np.array_equal(empty.log_p, clean.log_p), "an empty set of features changed the predictions"
     ablated = look(subject.model, edits(chosen), with_kl=True)
     rebuilt = look(subject.model, {site: reconstruction_edit(saes[site]) for site in chosen})
@@ -219,5 +219,5 @@ def _gain_share(
     return Estimate(float((before - after).mean() / (before - base).mean()), float(low), float(high), len(before))
 
 
-def _shape(done: Completions, when: str) -> dict[str, float]:
+def _shape(done: Completions, when: str) -> dict[str, Any]:
     return {f"distinct2_{when}": done.distinct2, f"length_{when}": done.mean_length}

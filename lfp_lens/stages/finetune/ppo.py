@@ -7,6 +7,7 @@ masked out of everything. The value head reads detached hidden states: what move
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -216,5 +217,5 @@ def _warm_then_fall(step: int, steps: int) -> float:
 def _distinct2(rollout: Rollout) -> float:
     n_new = rollout.real_BT.shape[1]
     rows = [ids[real].tolist() for ids, real in zip(rollout.ids_BS[:, -n_new:], rollout.real_BT)]
-    pairs = [pair for ids in rows for pair in zip(ids, ids[1:])]
+    pairs = [pair for ids in rows for pair in pairwise(ids)]
     return len(set(pairs)) / len(pairs) if pairs else 0.0

@@ -93,9 +93,14 @@ def probe(
 
 
 def _probe(
-    pair: Pair, saes: SAESet, sites: tuple[str, ...], triples: Triples, texts: Sequence[str], stated: Mapping[str, float],
+    pair: Pair,
+    saes: SAESet,
+    sites: tuple[str, ...],
+    triples: Triples,
+    texts: Sequence[str],
+    stated: Mapping[str, float],
     given: Mapping[str, Any],
-) -> Learned:  # fmt: skip
+) -> Learned:
     seed, signal = given["seed"], given["signal"]
     rows, readings, deltas = _triple_rows(pair, saes, sites, triples, signal, seed)
     measured = _measure(pair, texts, stated, given)

@@ -34,9 +34,15 @@ class Measured:
 
 
 def choose(
-    texts: Sequence[str], tokenizer: Any, lexicon: Mapping[str, float], *, contexts: int, min_contexts: int, max_tokens: int,
+    texts: Sequence[str],
+    tokenizer: Any,
+    lexicon: Mapping[str, float],
+    *,
+    contexts: int,
+    min_contexts: int,
+    max_tokens: int,
     seed: int,
-) -> tuple[list[Encoded], list[Occurrence], Counter[str]]:  # fmt: skip
+) -> tuple[list[Encoded], list[Occurrence], Counter[str]]:
     """Give the encoded texts, up to `contexts` occurrences of every word that has enough, and every word's frequency.
 
     Function words outside the lexicon are left out: their contexts are not those of content words. Raises `GateError` if too

@@ -1,18 +1,17 @@
 """How good an SAE is on text it never saw, and how good it was before training."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from lfp_lens.parts.activations import Batch, Encoded, batches, hidden_states, unembed
+from lfp_lens.parts.interventions import Edit, reconstruction_edit
 from lfp_lens.parts.pair import Pair
 from lfp_lens.parts.saes import load_weights
 from lfp_lens.parts.sites import activations_at, editing
 from lfp_lens.results.train_sae import SAEWeights
-
-Edit = Callable[[torch.Tensor], torch.Tensor]
 
 
 def measure_quality(
@@ -34,10 +33,7 @@ def measure_quality(
     with torch.no_grad():
         saes = {key: [load_weights(part, device=pair.device) for part in both] for key, both in dictionaries.items()}
         edits: dict[Any, tuple[str, Edit]] = {("zero", site): (site, torch.zeros_like) for site in sites}
-        edits |= {
-            key: (key[0], lambda acts_BSD, sae=both[0]: sae(acts_BSD.float()).to(acts_BSD))
-            for key, both in saes.items()
-        }
+        edits |= {key: (key[0], reconstruction_edit(both[0])) for key, both in saes.items()}
         clean_ce, kl, ce = _splice_costs(pair, side, chosen, edits)
         for (site, size), both in saes.items():
             facts = _reconstruction(acts[site], *both)
@@ -108,7 +104,8 @@ def _splice_costs(
                 edited_NV = _log_probs(model, batch, real)
             kl = float((probs_NV * (clean_NV - edited_NV)).sum())
             totals[key] = (totals[key][0] + kl, totals[key][1] - float(edited_NV.gather(-1, wanted).sum()))
-    return clean_total / count, *({key: total[at] / count for key, total in totals.items()} for at in (0, 1))
+    kls, losses = ({key: total[at] / count for key, total in totals.items()} for at in (0, 1))
+    return clean_total / count, kls, losses
 
 
 def _log_probs(model: Any, batch: Batch, real: torch.Tensor) -> torch.Tensor:

@@ -95,8 +95,8 @@ def train_sae(
                 made = _train_side(pair, side, ordered, tuple(sizes), train, bar, options)
                 name = f"{type(pair.hf(side)).__name__} {side}"
                 weights = {
-                    key: tuple(export(sae, site=key[0], model_name=name) for sae in run[:2])
-                    for key, run in made.items()
+                    key: (export(sae, site=key[0], model_name=name), export(start, site=key[0], model_name=name))
+                    for key, (sae, start, _) in made.items()
                 }
                 quality = measure_quality(pair, side, weights, heldout, heldout_tokens)
                 for (site, size), (_, _, curve) in made.items():
@@ -113,8 +113,14 @@ def train_sae(
 
 
 def _train_side(
-    pair: Pair, side: str, sites: tuple[str, ...], sizes: tuple[float, ...], train: list[Encoded], bar: tqdm, options: dict[str, Any]
-) -> dict[tuple[str, float], tuple[Any, Any, np.ndarray]]:  # fmt: skip
+    pair: Pair,
+    side: str,
+    sites: tuple[str, ...],
+    sizes: tuple[float, ...],
+    train: list[Encoded],
+    bar: tqdm,
+    options: dict[str, Any],
+) -> dict[tuple[str, float], tuple[Any, Any, np.ndarray]]:
     """Feed all SAEs of one side from one stream of activations; give (trained, untrained, loss curve) by site and size."""
     lens = quiet_sae_lens()
     from sae_lens.config import SAETrainerConfig
