@@ -1,7 +1,8 @@
 """The command `lfp-lens`: run a preset, run up to one verb, look at what the store holds, check the machine.
 
 Nothing heavy is imported before a command needs it, so that `--help` answers at once. Exit codes: 0 done, 1
-the doctor found a conflict, 2 the input cannot be used (one message, no traceback), 130 interrupted.
+the doctor found a conflict, 2 the input cannot be used (one message, no traceback), 3 a gate refused the
+tuning, so nothing was measured, 130 interrupted.
 """
 
 import argparse
@@ -37,6 +38,7 @@ COMMANDS = {
     "doctor": "check libraries, device, data and keys, and what a config needs",
 }
 TABLE_ROWS = 40
+REFUSED = 3
 CONFIG_METAVAR = "PRESET|FILE.toml"
 
 
@@ -147,7 +149,7 @@ def _act_run(given: argparse.Namespace, command: str) -> int:
     run = _pipeline(given, command, until=None)
     _print(run.summary())
     _print_page(run)
-    return 0
+    return REFUSED if not run.results.keys() - {"finetune", "report"} else 0
 
 
 def _act_verb(given: argparse.Namespace, command: str) -> int:

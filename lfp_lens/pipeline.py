@@ -47,10 +47,13 @@ class Run:
     """Verb -> why it gave no number."""
 
     def summary(self) -> str:
-        """Give the headline numbers as text: the same that open the page."""
+        """Give the headline numbers as text, the same that open the page, and what they cost."""
         from lfp_lens.stages.report.summary import summary
 
-        return summary(self.name, self.results, self.refusals)
+        spent = [self.store.meta(verb) for verb in (*self.results, "world") if self.store.has(verb)]
+        seconds, cpu = (sum(meta[name] for meta in spent) for name in ("seconds", "cpu_seconds"))
+        cost = f"{len(self.results)} verbs, {seconds:.0f} s, {cpu:.0f} CPU-seconds"
+        return f"{summary(self.name, self.results, self.refusals)}\n{cost}"
 
 
 def run(

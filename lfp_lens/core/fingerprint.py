@@ -13,8 +13,9 @@ from lfp_lens.core.errors import LensError
 
 
 def fingerprint(value: Any) -> str:
-    """Hash plain values, arrays, records, and whatever carries a `fingerprint` string, to 16 hex digits.
+    """Hash plain values, arrays, records, functions, and whatever carries a `fingerprint` string, to 16 hex digits.
 
+    A function is its source, its defaults and the values it closes over; what it reads from its module is not seen.
     Raises `LensError` for a value without stable content (an object of an unknown class, a lambda without source).
 
     >>> fingerprint({"a": 1, "b": (2.0, "x")}) == fingerprint({"b": [2.0, "x"], "a": 1})
@@ -56,12 +57,23 @@ def _parts(value: Any) -> Iterable[bytes]:
             yield from _parts(field.name)
             yield from _parts(getattr(value, field.name))
     elif inspect.isroutine(value):
-        yield from _parts(_source(value))
+        yield from _parts([_source(value), _held(value)])
     else:
         raise LensError(
             f"{value!r} has no stable content to key a stored result with. Give it a `fingerprint` string attribute, "
             "or call without `store`."
         )
+
+
+def _held(function: Any) -> list[Any]:
+    """Give what a function carries beside its source: its owner, the values it closes over, its defaults."""
+    inner = getattr(function, "__func__", function)
+    owner = getattr(function, "__self__", None)
+    cells = [cell.cell_contents for cell in getattr(inner, "__closure__", None) or ()]
+    held = [cell for cell in cells if cell is not inner]
+    if owner is not None and not isinstance(owner, type) and not inspect.ismodule(owner):
+        held.append(owner)
+    return held + [getattr(inner, "__defaults__", None), getattr(inner, "__kwdefaults__", None)]
 
 
 def _source(function: Any) -> str:

@@ -3,8 +3,8 @@
     runs/NAME/VERB-KEY/   meta.json  result.json  arrays.npz  and the files a verb made (a checkpoint, SAEs)
     runs/NAME/VERB        a link to the current key
 
-The key is the hash of the verb, its parameters, the fingerprints of its inputs and our version: changed parameters or
-data never give an old result. Rerunning skips what is there.
+The key is the hash of the verb, its parameters, the fingerprints of its inputs and the code that makes it: changed
+parameters, data or code never give an old result. Rerunning skips what is there.
 """
 
 import json
@@ -56,7 +56,7 @@ class Store:
         `inputs` are the verb's bound arguments. What is returned was read back from disk in both cases, so a rerun and
         a first run give the same object.
         """
-        key = fingerprint({"verb": verb, "version": metadata.version("lfp-lens"), "inputs": dict(inputs)})
+        key = fingerprint({"verb": verb, "code": code_fingerprint(verb), "inputs": dict(inputs)})
         final = self.root / f"{verb}-{key}"
         if not final.exists():
             self._write(verb, key, inputs, make, final)
@@ -130,6 +130,21 @@ def keep(store: Store | None, verb: str, inputs: Mapping[str, Any], make: Callab
     if store is None:
         return make(None)
     return store.get(verb, {name: value for name, value in inputs.items() if name != "store"}, make)
+
+
+@cache
+def code_fingerprint(verb: str) -> str:
+    """Hash our version and the source that can change a verb's result: the core, the parts and its own stage."""
+    package = Path(__file__).parents[1]
+    stage = package / "stages"
+    sources = [
+        *package.glob("core/*.py"),
+        *package.glob("parts/**/*.py"),
+        *stage.glob(f"{verb}.py"),
+        *stage.glob(f"{verb}/*.py"),
+    ]
+    texts = {path.relative_to(package).as_posix(): path.read_text(encoding="utf-8") for path in sources}
+    return fingerprint([metadata.version("lfp-lens"), texts])
 
 
 def provenance() -> dict[str, Any]:

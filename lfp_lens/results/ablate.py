@@ -35,7 +35,7 @@ class Ablation:
     difference: Estimate
     """after - before, paired by prompt."""
     valence_before: float
-    """Expected lexicon value of the next word per position, teacher-forced on `prompts`' reference texts: needs no sampling."""
+    """Expected lexicon value of the next word per position, teacher-forced on the completions before: no sampling."""
     valence_difference: Estimate
     """The same after ablation minus before, paired by text."""
     random_differences: Float[np.ndarray, " controls"]

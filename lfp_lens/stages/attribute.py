@@ -65,7 +65,7 @@ def attribute(
         store: a run's store, or None.
 
     Raises:
-        GateError: if no SAE passes, or too few lexicon words are single tokens.
+        GateError: if no SAE passes, or too few lexicon words occur in the texts.
         LensError: for SAEs of another pair or fewer than 8 texts.
 
     >>> attribute(pair, saes, texts).top(20)  # doctest: +SKIP
@@ -85,7 +85,7 @@ def attribute(
 
     def make(folder: Path | None) -> Effects:
         model = pair.hf(side)
-        values_V = token_values(model, pair.tokenizer, stated)
+        values_V = token_values(pair.tokenizer, stated, texts, vocabulary=model.config.vocab_size, device=pair.device)
         loaded = {site: load_sae(saes.one(site, side=side, size=size), device=pair.device) for site in sites}
         encoded = encode(pair.tokenizer, texts, max_tokens=max_tokens)
         halves = [list(batches(part, device=pair.device)) for part in (encoded[::2], encoded[1::2])]

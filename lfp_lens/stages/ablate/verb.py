@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from lfp_lens.core.errors import LensError, unknown
@@ -25,7 +24,7 @@ from lfp_lens.stages.ablate.cheap import Reading, matched_random_sets, read
 from lfp_lens.stages.ablate.reference import reference_features
 from lfp_lens.stages.ablate.subject import Subject, subject_of
 
-N_SAMPLES, N_CHEAP_TEXTS = 8, 64
+N_SAMPLES, N_CHEAP_TEXTS = 8, 128
 
 
 def ablate(
@@ -63,7 +62,7 @@ def ablate(
 
     Raises:
         LensError: for an empty model, features of another pair, or an unknown mode.
-        GateError: if too few lexicon words are single tokens for the cheap metric.
+        GateError: if too few lexicon words occur in the completions for the cheap metric.
 
     Source: arXiv 2310.08164, section 4.2, with the error term kept and the controls added (DESIGN.md section 6, rule 8).
 
@@ -122,7 +121,8 @@ def _ablate(
     if base is None:
         notes = [*notes, "one model given: nothing to say about the base or the share of the gain"]
     base_rewards = reward(base.texts) if base is not None else None
-    cheap = _cheap(subject, features, texts, saes, edits, given["controls"], seed)
+    lexicon = getattr(reward, "lexicon", None) or load_lexicon("vader")
+    cheap = _cheap(subject, features, texts, saes, edits, lexicon, given["controls"], seed)
     return Ablation(
         features=features,
         mode=given["mode"],
@@ -157,12 +157,18 @@ def _cheap(
     texts: Sequence[Encoded],
     saes: Mapping[str, Any],
     edits: Callable[[Mapping[str, Sequence[int]]], dict[str, Edit]],
+    lexicon: Mapping[str, float],
     controls: int,
     seed: int,
 ) -> dict[str, Any]:
     """Measure the edit, its controls and the no-op on the untouched model's own completions."""
     begin, chosen = subject.tokenizer.bos_token_id, features.by_site()
-    values_V = token_values(_with_config(subject.model), subject.tokenizer, load_lexicon("vader"))
+    model = subject.model
+    vocabulary = model.cfg.d_vocab_out if hasattr(model, "hook_dict") else model.config.vocab_size
+    written = subject.tokenizer.batch_decode([text.ids for text in texts], skip_special_tokens=True)
+    values_V = token_values(
+        subject.tokenizer, lexicon, written, vocabulary=vocabulary, device=next(model.parameters()).device
+    )
 
     def look(model: Any, what: Mapping[str, Edit], **options: Any) -> Reading:
         return read(model, texts, values_V, what, begin=begin, **options)
@@ -192,17 +198,6 @@ def _cheap(
         "perplexity_before": float(np.exp(-clean.log_p.sum() / clean.tokens.sum())),
         "perplexity_after": float(np.exp(-ablated.log_p.sum() / ablated.tokens.sum())),
     }
-
-
-def _with_config(model: Any) -> Any:
-    """Give something with `config.vocab_size` and `device` for either kind of model."""
-    if not hasattr(model, "hook_dict"):
-        return model
-    from types import SimpleNamespace
-
-    return SimpleNamespace(
-        config=SimpleNamespace(vocab_size=model.cfg.d_vocab_out), device=torch.device(str(model.cfg.device))
-    )
 
 
 def _gain_share(
