@@ -149,7 +149,8 @@ def _act_run(given: argparse.Namespace, command: str) -> int:
     run = _pipeline(given, command, until=None)
     _print(run.summary())
     _print_page(run)
-    return REFUSED if not run.results.keys() - {"finetune", "report"} else 0
+    measured = run.results.keys() - {"finetune", "report"}
+    return REFUSED if run.refusals and not measured else 0
 
 
 def _act_verb(given: argparse.Namespace, command: str) -> int:

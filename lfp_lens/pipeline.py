@@ -15,6 +15,7 @@ from typing import Any
 from lfp_lens.config import VERBS, RunConfig
 from lfp_lens.core.errors import GateError, LensError
 from lfp_lens.core.store import Store
+from lfp_lens.results import World
 
 NEEDS = {
     "finetune": (),
@@ -225,7 +226,6 @@ class _Work:
         if self.config.base != "world":
             return self.config.base
         from lfp_lens.parts.world import train_world_model, world_fingerprint
-        from lfp_lens.results import World
 
         def make(folder: Path) -> World:
             return World(folder / "checkpoint", **train_world_model(folder / "checkpoint", seed=self.config.seed))

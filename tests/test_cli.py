@@ -104,6 +104,13 @@ def test_run_passes_the_preset_and_the_defaults_on(calls: Calls, told: Any) -> N
     assert "reward gain 0.7" in out
 
 
+def test_a_run_whose_tuning_was_refused_exits_with_its_own_code(calls: Calls, told: Any) -> None:
+    calls.answer.refusals.update(diverge="the policy collapsed", probe="the policy collapsed")
+    assert told("run", "tiny")[0] == cli.REFUSED == 3
+    calls.answer.results["diverge"] = object()
+    assert told("run", "tiny")[0] == 0
+
+
 def test_run_passes_changed_values_on(calls: Calls, told: Any) -> None:
     told(
         "run",

@@ -7,8 +7,10 @@ and a path that lies inside the record's folder is kept relative, so a run can b
 import dataclasses
 import json
 import math
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, TypeVar, dataclass_transform, runtime_checkable
 
@@ -19,6 +21,11 @@ from lfp_lens.core.errors import LensError
 C = TypeVar("C", bound=type)
 _classes: dict[str, type] = {}
 RESULT_FILE, ARRAY_FILE = "result.json", "arrays.npz"
+DAMAGE = (
+    OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SyntaxError, NotImplementedError,
+    zipfile.BadZipFile, zlib.error, tokenize.TokenError,
+)  # fmt: skip
+"""What JSON, NumPy and zip raise on garbled, foreign or hostile files."""
 
 
 @runtime_checkable
@@ -73,21 +80,22 @@ def read_record(folder: Path) -> Any:
     """Read back what `write_record` wrote; raises `LensError` for a folder that is damaged or from another format."""
     try:
         packed = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
-        with np.load(folder / ARRAY_FILE, allow_pickle=False) as stored:
+        # NumPy leaves the file open when it is no zip, so it is opened here.
+        with open(folder / ARRAY_FILE, "rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = dict(stored)
         result = _unpack(packed, arrays, folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        object.__setattr__(result, "_home", folder)
+    except DAMAGE as error:
         raise LensError(
-            f"The stored result {folder} cannot be read ({error}). Delete that folder and rerun."
+            f"The stored result {folder} cannot be read ({type(error).__name__}: {error}). Delete that folder and rerun."
         ) from error
-    object.__setattr__(result, "_home", folder)
     return result
 
 
 def _pack(value: Any, arrays: dict[str, np.ndarray], folder: Path, *, is_top: bool = False) -> Any:
     again: Callable[[Any], Any] = lambda part: _pack(part, arrays, folder)  # noqa: E731
     home = home_of(value)
-    if home is not None and not is_top:
+    if home is not None and not is_top and home.resolve().parent == folder.resolve().parent:
         return {"$stored": home.name}
     if isinstance(value, HasFiles):
         return {"$files": type(value).__name__, "found": value.write_files(folder)}
@@ -122,7 +130,8 @@ def _unpack(value: Any, arrays: dict[str, np.ndarray], folder: Path) -> Any:
     ((tag, held),) = [(key, part) for key, part in value.items() if key.startswith("$")]
     match tag:
         case "$stored":
-            assert "/" not in held and held not in ("", ".", ".."), held
+            if held != Path(held).name or held in ("", "..", folder.name) or "\\" in held:
+                raise ValueError(f"{held!r} is no other result of this run")
             return read_record(folder.parent / held)
         case "$files":
             return _class(held).read_files(value["found"], folder)
@@ -143,8 +152,5 @@ def _unpack(value: Any, arrays: dict[str, np.ndarray], folder: Path) -> Any:
 
 def _class(name: str) -> Any:
     if name not in _classes:
-        # Records are defined on a floor above this one: that floor is loaded by name, when the first stored one is read.
-        import_module("lfp_lens.results")
-    if name not in _classes:
-        raise ValueError(f"unknown record {name!r}")
+        raise ValueError(f"unknown record {name!r}: is lfp_lens.results imported?")
     return _classes[name]

@@ -4,6 +4,7 @@ SciPy computes the statistics; what is here is the clustering by lemma or prompt
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
@@ -79,15 +80,10 @@ def rank_agreement(
     >>> round(rank_agreement(table_2_learned, table_2_given).tau, 4)
     0.585
     """
-    learned, given = np.asarray(learned, float), np.asarray(given, float)
-    labels = np.arange(len(given)) if groups is None else np.asarray(groups)
-    if not len(learned) == len(given) == len(labels):
-        raise LensError(f"Values must be aligned: {len(learned)} learned, {len(given)} given, {len(labels)} groups.")
+    learned, given, labels = _aligned(learned, given, groups)
     if len(given) < 3:
         raise LensError(f"Rank agreement needs at least 3 words; {len(given)} given.")
     for name, values in (("learned", learned), ("given", given)):
-        if not np.isfinite(values).all():
-            raise LensError(f"{int((~np.isfinite(values)).sum())} {name} values are not finite numbers.")
         if np.ptp(values) == 0:
             raise LensError(f"The {name} values are constant ({values[0]:g}): no order to agree with.")
     whole = stats.kendalltau(learned, given, variant="b")
@@ -110,19 +106,21 @@ def balanced_sign_accuracy(
 ) -> Estimate:
     """Give the mean over both polarities of the share of words learned with the given sign (0.5 is chance).
 
+    Words rated 0 have no sign and are not counted. Raises `LensError` as `rank_agreement` does, or without both
+    polarities.
+
     >>> balanced_sign_accuracy(np.array([1.0, 2.0, -1.0]), np.array([3.0, 1.0, 2.0])).value
     Traceback (most recent call last):
     ...
     lfp_lens.core.errors.LensError: Sign accuracy needs words of both polarities; 3 positive, 0 negative given.
     """
-    learned, given = np.asarray(learned, float), np.asarray(given, float)
+    learned, given, labels = _aligned(learned, given, groups)
     positive, negative = given > 0, given < 0
     if not positive.any() or not negative.any():
         raise LensError(
             "Sign accuracy needs words of both polarities; "
             f"{int(positive.sum())} positive, {int(negative.sum())} negative given."
         )
-    labels = np.arange(len(given)) if groups is None else np.asarray(groups)
 
     def accuracy(rows: np.ndarray) -> float:
         right = np.sign(learned[rows]) == np.sign(given[rows])
@@ -130,7 +128,21 @@ def balanced_sign_accuracy(
         return float(np.mean([half.mean() for half in halves])) if all(len(half) for half in halves) else float("nan")
 
     low, high = bootstrap_interval(accuracy, labels, draws=draws, seed=seed)
-    return Estimate(accuracy(np.arange(len(given))), low, high, len(given))
+    return Estimate(accuracy(np.arange(len(given))), low, high, int((positive | negative).sum()))
+
+
+def _aligned(
+    learned: Any, given: Any, groups: Sequence[str] | Shaped[np.ndarray, " words"] | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Give both sides as floats with one label per word; refuse lengths that differ and values that are not finite."""
+    learned, given = np.asarray(learned, float), np.asarray(given, float)
+    labels = np.arange(len(given)) if groups is None else np.asarray(groups)
+    if not len(learned) == len(given) == len(labels):
+        raise LensError(f"Values must be aligned: {len(learned)} learned, {len(given)} given, {len(labels)} groups.")
+    for name, values in (("learned", learned), ("given", given)):
+        if not np.isfinite(values).all():
+            raise LensError(f"{int((~np.isfinite(values)).sum())} {name} values are not finite numbers.")
+    return learned, given, labels
 
 
 def mean_estimate(values: Float[np.ndarray, " n"], *, draws: int = 2000, seed: int = 0) -> Estimate:
@@ -174,4 +186,8 @@ def discoveries(p_values: Float[np.ndarray, " tests"], fdr: float) -> Bool[np.nd
     """
     if not 0 < fdr < 1:
         raise LensError(f"fdr must lie between 0 and 1; {fdr} given.")
+    p_values = np.asarray(p_values, float)
+    wrong = int((~((p_values >= 0) & (p_values <= 1))).sum())
+    if wrong:
+        raise LensError(f"{wrong} of {len(p_values)} p-values do not lie between 0 and 1: no test stands behind them.")
     return stats.false_discovery_control(p_values, method="bh") <= fdr

@@ -33,6 +33,8 @@ class Completions:
     """Their tokens, up to and including the first end-of-text."""
     ended: list[bool]
     """Whether each ended by itself."""
+    whole: list[str]
+    """Prompt and completion, decoded together: a SentencePiece tokenizer drops the space where they meet if decoded apart."""
 
     @property
     def mean_length(self) -> float:
@@ -108,6 +110,7 @@ def sample(
         tokenizer.batch_decode(rows, skip_special_tokens=True),
         rows,
         [bool(ids) and ids[-1] in ends for ids in rows],
+        tokenizer.batch_decode([[*start, *ids] for start, ids in zip(prompts, rows)], skip_special_tokens=True),
     )
 
 

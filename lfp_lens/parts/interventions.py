@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from lfp_lens.core.errors import LensError, unknown
-from lfp_lens.parts.sites import editing, trunk
+from lfp_lens.parts.sites import editing
 
 MODES = ("zero", "mean", "resample", "scale")
 Edit = Callable[[torch.Tensor], torch.Tensor]
@@ -74,8 +74,8 @@ def intervening(model: Any, edits: Mapping[str, Edit], *, begin: int | None) -> 
     """
     current: dict[str, torch.Tensor] = {}
 
-    def remember(module: Any, args: tuple[Any, ...], options: dict[str, Any]) -> None:
-        current["ids"] = options["input_ids"] if options.get("input_ids") is not None else args[0]
+    def remember(module: Any, args: tuple[Any, ...]) -> None:
+        current["ids"] = args[0]
 
     def outside_begin(edit: Edit) -> Edit:
         def kept(acts: torch.Tensor) -> torch.Tensor:
@@ -86,8 +86,9 @@ def intervening(model: Any, edits: Mapping[str, Edit], *, begin: int | None) -> 
 
         return kept
 
-    watched = model if hasattr(model, "hook_dict") else trunk(model)
-    handle = watched.register_forward_pre_hook(remember, with_kwargs=True)
+    # The embedding sees the ids in every forward pass; TransformerLens generates past its model's own hooks.
+    embedding = model.embed if hasattr(model, "hook_dict") else model.get_input_embeddings()
+    handle = embedding.register_forward_pre_hook(remember)
     try:
         with editing(model, {site: outside_begin(edit) for site, edit in edits.items()}):
             yield

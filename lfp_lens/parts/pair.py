@@ -95,7 +95,7 @@ def load_pair(base: Any, tuned: Any, *, tokenizer: Any = None, device: str = "cp
         prove_parity(model, twin)
         hooked.append(twin)
     content = fingerprint([weights_fingerprint(model) for model in models] + [tokenizers[0].get_vocab()])
-    return Pair(hooked[0], hooked[1], models[0], models[1], tokenizers[0], content, _tuning_record(tuned))
+    return Pair(hooked[0], hooked[1], models[0], models[1], tokenizers[0], content, tuning_record(tuned))
 
 
 def load_causal_lm(source: Any, *, device: str = "cpu", dtype: str = "float32") -> Any:
@@ -131,7 +131,8 @@ def weights_fingerprint(model: Any) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+        # Bytes by view: NumPy knows no bfloat16; flattened, because a scalar cannot be viewed.
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -201,7 +202,8 @@ def _check_twins(models: list[Any], tokenizers: list[Any]) -> None:
         )
 
 
-def _tuning_record(tuned: Any) -> dict[str, Any] | None:
+def tuning_record(tuned: Any) -> dict[str, Any] | None:
+    """Give what a checkpoint's folder says about its tuning; None for a model in memory or a folder that says nothing."""
     path = Path(str(model_path(str(tuned)))) / TUNING_FILE if isinstance(tuned, (str, Path)) else None
     if path is None or not path.is_file():
         return None

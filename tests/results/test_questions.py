@@ -4,8 +4,8 @@ import dataclasses
 
 import numpy as np
 import pytest
-import samples
-from samples import SITES
+from tests.results import samples
+from tests.results.samples import SITES
 
 from lfp_lens.core.errors import GateError, LensError
 from lfp_lens.results import FeatureSet

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import samples
+from tests.results import samples
 
 from lfp_lens.core.errors import LensError
 from lfp_lens.core.records import read_record, write_record

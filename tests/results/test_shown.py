@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import samples
+from tests.results import samples
 
 from lfp_lens.results import FeatureSet, Report
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "results"))
-import samples
+from tests.results import samples
 
 from lfp_lens.core.errors import LensError
 from lfp_lens.core.store import Store

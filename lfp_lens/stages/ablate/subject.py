@@ -5,7 +5,8 @@ from typing import Any
 
 from lfp_lens.core.errors import LensError
 from lfp_lens.core.fingerprint import fingerprint
-from lfp_lens.parts.pair import Pair, load_tokenizer, weights_fingerprint
+from lfp_lens.parts.pair import Pair, load_tokenizer, tuning_record, weights_fingerprint
+from lfp_lens.parts.sites import blocks
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,22 +25,35 @@ class Subject:
     """Fingerprint of the pair; None for a single model."""
     fingerprint: str
     """Content hash."""
+    width: int
+    """Width of its sites."""
+    n_layers: int
+    """Its blocks."""
+    context: int | None
+    """Longest text it takes, in tokens; None if it does not say."""
 
 
 def subject_of(model: Any) -> Subject:
     """Give the subject for whatever `ablate` was handed. Raises `LensError` for anything else."""
     if isinstance(model, Pair):
-        return Subject(
-            model.tuned_hf, model.base_hf, model.tokenizer, model.tuning or {}, model.fingerprint, model.fingerprint
-        )
+        tuned, key = model.tuned_hf, model.fingerprint
+        return Subject(tuned, model.base_hf, model.tokenizer, model.tuning or {}, key, key, *_shape(tuned))
     if hasattr(model, "hook_dict") and getattr(model, "tokenizer", None) is not None:
-        return Subject(model, None, model.tokenizer, {}, None, weights_fingerprint(model))
+        key = fingerprint([weights_fingerprint(model), model.tokenizer.get_vocab()])
+        return Subject(model, None, model.tokenizer, {}, None, key, model.cfg.d_model, model.cfg.n_layers, model.cfg.n_ctx)
     if hasattr(model, "base_model_prefix") and hasattr(model, "config"):
         name = model.config._name_or_path
         if not name:
             raise LensError("This model was made in memory and has no tokenizer beside it: load it with lfp.load_pair.")
-        return Subject(model.eval(), None, load_tokenizer(name), {}, None, fingerprint(weights_fingerprint(model)))
+        tokenizer, tuning = load_tokenizer(name), tuning_record(name) or {}
+        key = fingerprint([weights_fingerprint(model), tokenizer.get_vocab()])
+        return Subject(model.eval(), None, tokenizer, tuning, None, key, *_shape(model))
     raise LensError(
         f"ablate works on a pair (lfp.load_pair), a HookedTransformer with its tokenizer, or a Hugging Face causal LM; "
         f"{type(model).__name__} given."
     )
+
+
+def _shape(model: Any) -> tuple[int, int, int | None]:
+    """Give width, layers and context of a Hugging Face model."""
+    return model.config.hidden_size, len(blocks(model)), getattr(model.config, "max_position_embeddings", None)

@@ -14,8 +14,9 @@ from lfp_lens.parts.activations import Encoded
 from lfp_lens.parts.generation import OPENINGS, Completions, sample
 from lfp_lens.parts.interventions import MODES, Edit, feature_edit, intervening, reconstruction_edit
 from lfp_lens.parts.lexicons import load_lexicon
-from lfp_lens.parts.rewards import make_reward
+from lfp_lens.parts.rewards import REWARDS, Reward, make_reward
 from lfp_lens.parts.saes import load_sae
+from lfp_lens.parts.sites import layer_of
 from lfp_lens.parts.speed import fast_matmul
 from lfp_lens.parts.valence import token_values
 from lfp_lens.results.ablate import Ablation
@@ -78,26 +79,50 @@ def ablate(
     subject = subject_of(model)
     if subject.pair and features.saes.pair != subject.pair:
         raise LensError("These features belong to the SAEs of another pair.")
-    notes = [] if reward or subject.tuning.get("reward") else ["no tuning record: scored by VADER"]
-    given = make_reward(reward or subject.tuning.get("reward", "vader"))
+    _check_widths(subject, features)
+    given, scope, notes = _reward(reward, subject)
+    ids = _prompts(subject, OPENINGS if prompts is None else prompts, n, max_new_tokens)
 
     def make(folder: Path | None) -> Ablation:
         with fast_matmul():
-            return _ablate(subject, features, given, prompts or OPENINGS, inputs, notes)
+            return _ablate(subject, features, given, ids, inputs | {"scope": scope}, notes)
 
-    return keep(store, "ablate", inputs | {"model": subject, "reward": given}, make)
+    return keep(store, "ablate", inputs | {"model": subject, "reward": given, "scope": scope}, make)
+
+
+def _check_widths(subject: Subject, features: FeatureSet) -> None:
+    for site in features.by_site():
+        if layer_of(site) >= subject.n_layers:
+            raise LensError(f"{site!r} does not exist: the model has layers 0 to {subject.n_layers - 1}.")
+        width = features.sae(site).weights.tensors["W_dec"].shape[1]
+        if width != subject.width:
+            raise LensError(f"The SAE at {site} reads {width} dimensions, the model has {subject.width}: another model.")
+
+
+def _reward(reward: Any, subject: Subject) -> tuple[Reward, str, list[str]]:
+    """Give the reward asked for, else that of the tuning record with its scope, else VADER with a note."""
+    if reward is not None:
+        return make_reward(reward), "completion", []
+    recorded = subject.tuning.get("reward")
+    if recorded is None:
+        return make_reward("vader"), "completion", ["no tuning record: scored by VADER"]
+    if recorded not in REWARDS:
+        raise LensError(
+            f"This model was tuned on the reward {recorded!r}, which its record names but cannot hold: pass `reward=`, the "
+            "lexicon file or callable it was tuned on."
+        )
+    return make_reward(recorded), subject.tuning.get("scope", "completion"), []
 
 
 def _ablate(
     subject: Subject,
     features: FeatureSet,
-    reward: Any,
-    prompts: Sequence[str],
+    reward: Reward,
+    ids: list[list[int]],
     given: Mapping[str, Any],
     notes: list[str],
 ) -> Ablation:
     seed = given["seed"]
-    ids = _prompts(subject, prompts, given["n"])
     draw = {"max_new_tokens": given["max_new_tokens"], "seed": seed}
     saes = {site: load_sae(features.sae(site)) for site in features.by_site()}
     before = sample(subject.model, subject.tokenizer, ids, **draw)
@@ -116,11 +141,12 @@ def _ablate(
     begin = subject.tokenizer.bos_token_id
     with intervening(subject.model, edits(features.by_site()), begin=begin):
         after = sample(subject.model, subject.tokenizer, ids, **draw)
-    rewards = [reward(done.texts) for done in (before, after)]
+    scored = lambda done: reward(done.whole if given["scope"] == "text" else done.texts)  # noqa: E731
+    rewards = [scored(done) for done in (before, after)]
     base = sample(subject.base, subject.tokenizer, ids, **draw) if subject.base is not None else None
     if base is None:
         notes = [*notes, "one model given: nothing to say about the base or the share of the gain"]
-    base_rewards = reward(base.texts) if base is not None else None
+    base_rewards = scored(base) if base is not None else None
     lexicon = getattr(reward, "lexicon", None) or load_lexicon("vader")
     cheap = _cheap(subject, features, texts, saes, edits, lexicon, given["controls"], seed)
     return Ablation(
@@ -140,14 +166,22 @@ def _ablate(
     )
 
 
-def _prompts(subject: Subject, prompts: Sequence[str], n: int) -> list[list[int]]:
+def _prompts(subject: Subject, prompts: Sequence[str], n: int, max_new_tokens: int) -> list[list[int]]:
     """Tokenise the prompts, beginning-of-text first, repeated in order to n."""
+    if isinstance(prompts, str) or not len(prompts):
+        raise LensError("prompts must be a list of texts to continue; leave it out for the shipped openings.")
     begin = [] if subject.tokenizer.bos_token_id is None else [subject.tokenizer.bos_token_id]
     encoded = subject.tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
     ids = [begin + [token for token in row if token not in begin] for row in encoded]
     ids = [row for row in ids if row]
     if not ids:
         raise LensError("No prompt holds a token.")
+    longest = max(map(len, ids))
+    if max_new_tokens < 1 or (subject.context is not None and longest + max_new_tokens > subject.context):
+        raise LensError(
+            f"max_new_tokens={max_new_tokens} after a prompt of {longest} tokens does not fit the model's context of "
+            f"{subject.context} tokens: shorten the prompts, or ask for fewer (1 at least)."
+        )
     return [ids[at % len(ids)] for at in range(n)]
 
 

@@ -49,8 +49,8 @@ class Rollout:
     """True at completion tokens through the first end-of-text."""
     texts: list[str]
     """The completions, decoded."""
-    prompts: list[str]
-    """The prompts, decoded."""
+    whole: list[str]
+    """Prompt and completion, decoded together."""
 
 
 def ppo(
@@ -61,24 +61,41 @@ def ppo(
     score: Callable[[list[str], list[str]], np.ndarray],
     settings: Settings,
 ) -> dict[str, np.ndarray]:
-    """Tune `policy` in place and give its learning curve; `score(prompts, completions)` is the reward.
+    """Tune `policy` in place and give its learning curve; `score(whole texts, completions)` is the reward.
 
-    Raises `LensError` if the loss stops being finite.
+    Raises `LensError` if the loss or the policy stops being finite.
     """
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        return _ppo(policy, reference, tokenizer, prompts, score, settings)
+
+
+def _ppo(
+    policy: Any,
+    reference: Any,
+    tokenizer: Any,
+    prompts: Sequence[list[int]],
+    score: Callable[[list[str], list[str]], np.ndarray],
+    settings: Settings,
+) -> dict[str, np.ndarray]:
     value_head = nn.Linear(policy.config.hidden_size, 1).to(policy.device)
     nn.init.zeros_(value_head.weight)
+    nn.init.zeros_(value_head.bias)
     weights = [*policy.parameters(), *value_head.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=settings.lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warm_then_fall(step, settings.steps))
     generator = np.random.default_rng(settings.seed)
-    torch.manual_seed(settings.seed)
     ends = end_ids(policy, tokenizer)
     curve: list[dict[str, float]] = []
     bar = tqdm(range(settings.steps), desc="finetune")
     for step in bar:
         chosen = [prompts[at] for at in generator.integers(len(prompts), size=settings.batch_size)]
-        rollout = roll_out(policy, tokenizer, chosen, settings.max_new_tokens, ends)
-        rewards_B = torch.from_numpy(score(rollout.prompts, rollout.texts)).float().to(policy.device)
+        try:
+            rollout = roll_out(policy, tokenizer, chosen, settings.max_new_tokens, ends)
+        except RuntimeError as error:
+            # Torch refuses to draw from a distribution that is not finite.
+            raise _diverged(f"the policy's predictions are not numbers ({error})", step, settings) from error
+        rewards_B = torch.from_numpy(score(rollout.whole, rollout.texts)).float().to(policy.device)
         with torch.no_grad():
             old_BT, values_BT, entropy_BT = _read(policy, value_head, rollout)
             reference_BT, _, _ = _read(reference, value_head, rollout)
@@ -101,9 +118,7 @@ def ppo(
         )
         schedule.step()
         if not np.isfinite(list(losses.values())).all():
-            raise LensError(
-                f"The PPO loss is not finite at step {step}: {losses}. Lower lr ({settings.lr}) or raise kl_coefficient."
-            )
+            raise _diverged(f"the loss is not finite: {losses}", step, settings)
         n_tokens = float(rollout.real_BT.sum())
         curve.append(
             {
@@ -118,6 +133,13 @@ def ppo(
         )
         bar.set_postfix(reward=f"{curve[-1]['reward']:.2f}", kl=f"{curve[-1]['kl_nats']:.1f}")
     return {name: np.array([point[name] for point in curve]) for name in curve[0]}
+
+
+def _diverged(what: str, step: int, settings: Settings) -> LensError:
+    return LensError(
+        f"PPO diverged at step {step}: {what}. Lower lr ({settings.lr:g}) or raise kl_coefficient "
+        f"({settings.kl_coefficient:g})."
+    )
 
 
 def roll_out(
@@ -135,7 +157,7 @@ def roll_out(
         torch.cat([mask_BP, real_BT.long()], dim=1),
         real_BT,
         tokenizer.batch_decode(kept, skip_special_tokens=True),
-        tokenizer.batch_decode([list(ids) for ids in prompts], skip_special_tokens=True),
+        tokenizer.batch_decode([[*start, *ids] for start, ids in zip(prompts, kept)], skip_special_tokens=True),
     )
 
 

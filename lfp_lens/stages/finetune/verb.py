@@ -97,7 +97,14 @@ def finetune(
     if len(prompts) < heldout + 2:
         raise LensError(f"{heldout} held-out prompts and some to train on are needed; {len(prompts)} texts given.")
     settings = Settings(steps, batch_size, minibatches, epochs, max_new_tokens, lr, kl_coefficient, seed)
+    _check(settings, heldout)
     start = load_causal_lm(base, device=device)
+    longest, context = 1 + prompt_tokens[1] + max_new_tokens, getattr(start.config, "max_position_embeddings", None)
+    if context is not None and longest > context:
+        raise LensError(
+            f"A prompt of {prompt_tokens[1]} tokens and {max_new_tokens} new ones need {longest} with the beginning of "
+            f"text; the model's context has {context}. Lower prompt_tokens or max_new_tokens."
+        )
     inputs |= {"base": weights_fingerprint(start), "reward": given, "tokenizer": None, "output": str(output)}
 
     def make(folder: Path | None) -> Tuning:
@@ -130,6 +137,21 @@ def finetune(
     return keep(store, "finetune", inputs, make)
 
 
+def _check(settings: Settings, heldout: int) -> None:
+    """Refuse settings that cannot be run."""
+    counts = dataclasses.asdict(settings) | {"heldout": heldout}
+    for name, least in (("steps", 1), ("batch_size", 2), ("minibatches", 1), ("epochs", 1), ("max_new_tokens", 1),
+                        ("heldout", 2), ("kl_coefficient", 0)):  # fmt: skip
+        if not counts[name] >= least:
+            raise LensError(f"{name} must be at least {least}; {counts[name]} given.")
+    if not 0 < settings.lr < float("inf"):
+        raise LensError(f"lr must be a finite number above 0; {settings.lr} given.")
+    if settings.minibatches > settings.batch_size:
+        raise LensError(
+            f"{settings.minibatches} minibatches cannot be made of {settings.batch_size} completions: lower minibatches."
+        )
+
+
 def _reward(reward: Any, flips: int, prompts: Sequence[str], seed: int) -> tuple[Reward, dict[str, float]]:
     """Give the reward, with words planted wrong if asked, and the planted values."""
     given = make_reward(reward)
@@ -144,8 +166,8 @@ def _reward(reward: Any, flips: int, prompts: Sequence[str], seed: int) -> tuple
 
 def _scored(reward: Reward, scope: str) -> Callable[[list[str], list[str]], np.ndarray]:
     if scope == "completion":
-        return lambda prompts, completions: reward(completions)
-    return lambda prompts, completions: reward([left + right for left, right in zip(prompts, completions)])
+        return lambda whole, completions: reward(completions)
+    return lambda whole, completions: reward(whole)
 
 
 def _measure(
@@ -159,7 +181,7 @@ def _measure(
     """Sample both models from the same prompts with the same seed, and compare."""
     options = {"max_new_tokens": settings.max_new_tokens, "seed": settings.seed + 1}
     before, after = (sample(model, tokenizer, prompts, **options) for model in (base, tuned))
-    rewards = [score(done.prompts, done.texts) for done in (before, after)]
+    rewards = [score(done.whole, done.texts) for done in (before, after)]
     kl_nats, kl_per_token = _kl(base, tuned, prompts, after)
     return {
         "gain": mean_estimate(rewards[1] - rewards[0], seed=settings.seed),
@@ -197,8 +219,10 @@ def judge(
     'the policy collapsed'
     """
     collapse = {
-        f"KL {kl_nats:.1f} nats per completion, at most {MAX_KL_NATS:g} allowed": kl_nats > MAX_KL_NATS,
-        f"KL {kl_per_token:.2f} nats per token, at most {MAX_KL_PER_TOKEN:g} allowed": kl_per_token > MAX_KL_PER_TOKEN,
+        f"KL {kl_nats:.1f} nats per completion, at most {MAX_KL_NATS:g} allowed": not kl_nats <= MAX_KL_NATS,
+        f"KL {kl_per_token:.2f} nats per token, at most {MAX_KL_PER_TOKEN:g} allowed": (
+            not kl_per_token <= MAX_KL_PER_TOKEN
+        ),
         f"distinct-2 fell from {distinct2_base:.2f} to {distinct2_tuned:.2f}, at least half must stay": (
             distinct2_tuned < MIN_DISTINCT2_SHARE * distinct2_base
         ),

@@ -1,1 +1,0 @@
-"""Planted pairs with sealed answer keys and a blind scorecard."""
