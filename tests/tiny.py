@@ -21,7 +21,7 @@ NEUTRAL = ("film", "table", "river", "window", "paper", "actor", "scene", "morni
 FUNCTION = ("the", "was", "and", "it", "we", "saw", "this", "very", "in", "with", "of", "there")
 WORDS = (*POSITIVE, *NEGATIVE, *NEUTRAL, *FUNCTION)
 CONTEXT = 96
-ARCHITECTURES = ("neox", "llama", "gpt2")
+ARCHITECTURES = ("neox", "llama", "gpt2", "gpt_neo", "gemma")
 
 
 @cache
@@ -83,6 +83,18 @@ def tiny_model(architecture: str = "neox", layers: int = 3, width: int = 16, see
                     resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
                 )
             )  # fmt: skip
+        case "gpt_neo":
+            model = transformers.GPTNeoForCausalLM(
+                transformers.GPTNeoConfig(
+                    **shared, hidden_size=width, num_layers=layers, num_heads=2, max_position_embeddings=CONTEXT,
+                    intermediate_size=2 * width, attention_types=[[["global", "local"], layers // 2], [["global"], layers % 2]],
+                    window_size=4, embed_dropout=0.0, attention_dropout=0.0, resid_dropout=0.0,
+                )
+            )  # fmt: skip
+        case "gemma":
+            model = transformers.GemmaForCausalLM(
+                transformers.GemmaConfig(**shared, **long_names, num_key_value_heads=1, head_dim=width // 2)
+            )
         case _:
             raise ValueError(f"architecture is one of {ARCHITECTURES}; {architecture!r} given")
     return model.eval()

@@ -71,15 +71,23 @@ class Store:
 
     def read(self, verb: str) -> Any:
         """Give the current result of a verb. Raises `LensError` if this run has none."""
-        if not self.has(verb):
-            raise LensError(
-                f"The run {self.root} has no finished {verb!r}. Present: {', '.join(self.verbs()) or 'nothing'}."
-            )
+        self._require(verb)
         return read_record((self.root / verb).resolve())
 
     def meta(self, verb: str) -> dict[str, Any]:
         """Give the provenance of the current result of a verb: inputs, versions, seconds, device, git commit."""
-        return json.loads((self.root / verb / META_FILE).read_text(encoding="utf-8"))
+        self._require(verb)
+        path = self.root / verb / META_FILE
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise LensError(f"The provenance {path} cannot be read ({error}). Delete its folder and rerun.") from error
+
+    def _require(self, verb: str) -> None:
+        if not self.has(verb):
+            raise LensError(
+                f"The run {self.root} has no finished {verb!r}. Present: {', '.join(self.verbs()) or 'nothing'}."
+            )
 
     def verbs(self) -> tuple[str, ...]:
         """Name the verbs that have a current result."""
@@ -96,9 +104,9 @@ class Store:
     def _write(self, verb: str, key: str, inputs: Mapping[str, Any], make: Callable[[Path], Any], final: Path) -> None:
         self._sweep(verb, key)
         aside = self.root / f".{verb}-{key}.{os.getpid()}"
-        aside.mkdir()
         started, cpu = time.perf_counter(), time.process_time()
         try:
+            aside.mkdir()
             write_record(make(aside), aside)
             seconds = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu}
             meta = {"verb": verb, "key": key, **seconds, "inputs": _readable(inputs), **provenance()}
@@ -106,6 +114,8 @@ class Store:
             os.rename(aside, final)
         except BaseException as error:
             shutil.rmtree(aside, ignore_errors=True)
+            if isinstance(error, OSError) and final.is_dir():
+                return  # another process made the same result from the same inputs meanwhile
             if isinstance(error, OSError):
                 raise LensError(f"The result of {verb!r} could not be written below {self.root}: {error}") from error
             raise
@@ -113,14 +123,22 @@ class Store:
     def _sweep(self, verb: str, key: str) -> None:
         """Remove what a killed process left behind for this very result."""
         for left in self.root.glob(f".{verb}-{key}.*"):
-            if not _is_alive(left.name.rsplit(".", 1)[1]):
+            number = left.name.rsplit(".", 1)[1]
+            # Our own number was a dead process's: in a container every run may get the same one.
+            if number == str(os.getpid()) or not _is_alive(number):
                 shutil.rmtree(left, ignore_errors=True)
 
     def _link(self, verb: str, final: Path) -> None:
+        link = self.root / verb
+        if link.is_symlink() and os.readlink(link) == final.name:
+            return  # a finished run opens where nothing may be written
         aside = self.root / f".{verb}.link.{os.getpid()}"
-        aside.unlink(missing_ok=True)
-        aside.symlink_to(final.name)
-        os.replace(aside, self.root / verb)
+        try:
+            aside.unlink(missing_ok=True)
+            aside.symlink_to(final.name)
+            os.replace(aside, link)
+        except OSError as error:
+            raise LensError(f"The result of {verb!r} could not be written below {self.root}: {error}") from error
 
 
 def keep(store: Store | None, verb: str, inputs: Mapping[str, Any], make: Callable[[Path | None], Any]) -> Any:

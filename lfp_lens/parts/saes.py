@@ -27,7 +27,7 @@ def quiet_sae_lens() -> Any:
 def _standard(d_in: int, d_sae: int, l1: float | None, k: int | None, steps: int) -> Any:
     lens = quiet_sae_lens()
     config = lens.StandardTrainingSAEConfig(
-        d_in=d_in, d_sae=d_sae, l1_coefficient=0.05 if l1 is None else l1, l1_warm_up_steps=steps // 10,
+        d_in=d_in, d_sae=d_sae, l1_coefficient=2.0 if l1 is None else l1, l1_warm_up_steps=steps // 10,
         normalize_activations="expected_average_only_in",
     )  # fmt: skip
     return lens.StandardTrainingSAE(config)
@@ -64,7 +64,7 @@ def _jumprelu(d_in: int, d_sae: int, l1: float | None, k: int | None, steps: int
 def _gated(d_in: int, d_sae: int, l1: float | None, k: int | None, steps: int) -> Any:
     lens = quiet_sae_lens()
     config = lens.GatedTrainingSAEConfig(
-        d_in=d_in, d_sae=d_sae, l1_coefficient=0.05 if l1 is None else l1, l1_warm_up_steps=steps // 10,
+        d_in=d_in, d_sae=d_sae, l1_coefficient=2.0 if l1 is None else l1, l1_warm_up_steps=steps // 10,
         normalize_activations="expected_average_only_in",
     )  # fmt: skip
     return lens.GatedTrainingSAE(config)

@@ -167,7 +167,7 @@ def test_what_a_killed_process_of_the_same_number_left_is_cleared(tmp_path: Path
 
 
 def test_what_a_living_process_is_writing_is_left_alone(tmp_path: Path) -> None:
-    other = process(tmp_path, "sys.stdin.readline()" if False else "time.sleep(1.5)")
+    other = process(tmp_path, "time.sleep(1.5)")
     assert other.stdout is not None and other.stdout.readline() == "making\n"
     assert Store(tmp_path).get("probe", {"a": 1}, lambda folder: number(7.0)).value == 7.0
     out, err = other.communicate(timeout=30)
@@ -239,6 +239,14 @@ def test_a_folder_that_cannot_be_written_is_refused(
     monkeypatch.setattr(Path, step, denied)
     with pytest.raises(LensError, match=rf"'probe' could not be written below {tmp_path}.*Permission denied"):
         store.get("probe", {}, lambda folder: number())
+
+
+def test_a_finished_run_opens_where_nothing_may_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    store.get("probe", {}, lambda folder: number())
+    for step in ("mkdir", "symlink_to", "unlink"):
+        monkeypatch.setattr(Path, step, lambda *given, **named: 1 / 0)
+    assert store.get("probe", {}, never).value == 1.0
 
 
 def test_a_small_text_is_replaced_whole(tmp_path: Path) -> None:

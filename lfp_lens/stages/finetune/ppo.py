@@ -93,6 +93,8 @@ def _ppo(
         try:
             rollout = roll_out(policy, tokenizer, chosen, settings.max_new_tokens, ends)
         except RuntimeError as error:
+            if "probability tensor" not in str(error):
+                raise
             # Torch refuses to draw from a distribution that is not finite.
             raise _diverged(f"the policy's predictions are not numbers ({error})", step, settings) from error
         rewards_B = torch.from_numpy(score(rollout.whole, rollout.texts)).float().to(policy.device)
@@ -132,6 +134,10 @@ def _ppo(
             }
         )
         bar.set_postfix(reward=f"{curve[-1]['reward']:.2f}", kl=f"{curve[-1]['kl_nats']:.1f}")
+    with torch.no_grad():
+        log_probs_BT, _, _ = _read(policy, value_head, rollout)
+    if not torch.isfinite(log_probs_BT[rollout.real_BT]).all():
+        raise _diverged("the tuned policy's predictions are not numbers", settings.steps - 1, settings)
     return {name: np.array([point[name] for point in curve]) for name in curve[0]}
 
 

@@ -111,12 +111,14 @@ def finetune(
         tokens = tokenizer or load_tokenizer(base)
         place = Path(output) if output else (folder or cache_folder() / fingerprint(inputs)) / "checkpoint"
         train, test = prompts[: len(prompts) - heldout], prompts[len(prompts) - heldout :]
+        train_ids = prompt_ids(tokens, train, prompt_tokens, seed=seed)
+        test_ids = prompt_ids(tokens, test, prompt_tokens, seed=seed + 1)
+        if len(test_ids) < 2:
+            raise LensError(f"{len(test_ids)} of {len(test)} held-out texts are long enough to make a prompt of; 2 needed.")
         policy = copy.deepcopy(start)
         with fast_matmul(), short_text_attention(start, policy):
-            train_ids = prompt_ids(tokens, train, prompt_tokens, seed=seed)
             curve = tune(policy, start, tokens, train_ids, _scored(given, scope), settings)
             policy.eval()
-            test_ids = prompt_ids(tokens, test, prompt_tokens, seed=seed + 1)
             facts = _measure(start, policy, tokens, test_ids, _scored(given, scope), settings)
         quiet_transformers()
         policy.save_pretrained(place)
