@@ -44,7 +44,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "probe": {"contexts": 4, "max_tokens": 64},
     "attribute": {"confirm": 8, "max_tokens": 24},
     "explain": {"k": 3, "max_tokens": 24},
-    "ablate": {"n": 8, "max_new_tokens": 6, "controls": 3},
+    "ablate": {"n": 48, "max_new_tokens": 8, "controls": 3},
     "report": {},
 }
 
@@ -83,7 +83,9 @@ def documented(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, A
         patch.setitem(world.TRAINING, "texts", 1500)
         patch.setitem(world.TRAINING, "epochs", 1)
         values = {f"{verb}.{key}": value for verb, small in SMALL.items() for key, value in small.items()}
-        config = lfp.with_values(lfp.load_config("tiny"), {"gate": "warn", "n_texts": 300, "n_heldout": 400, "sites": 2, **values})
+        config = lfp.with_values(
+            lfp.load_config("tiny"), {"gate": "warn", "n_texts": 300, "n_heldout": 400, "sites": 2, **values}
+        )
         run = lfp.run(config, quiet=True)
         assert not run.refusals, run.refusals
         base, done = str(run.store.read("world").path), run.results
@@ -247,11 +249,15 @@ def test_the_summary_in_the_readme_has_the_lines_of_a_real_one(documented: dict[
 
 def test_the_site_is_built_without_a_warning_and_needs_no_network(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     pages = sorted((tmp_path / "site").rglob("*.html"))
     assert len(pages) >= len(list(DOCS.rglob("*.md")))
-    loaded = re.compile(r"<(?:script|img|iframe)[^>]+src=\"?https?:|<link[^>]+(?:stylesheet|preload|icon|preconnect)[^>]+https?:")
+    loaded = re.compile(
+        r"<(?:script|img|iframe)[^>]+src=\"?https?:|<link[^>]+(?:stylesheet|preload|icon|preconnect)[^>]+https?:"
+    )
     assert [page.name for page in pages if loaded.search(page.read_text(encoding="utf-8"))] == []
 
 

@@ -21,6 +21,8 @@ class Encoded:
     """Token ids, beginning-of-text first where the tokenizer has one."""
     offsets: list[tuple[int, int]]
     """Character span of each token; (0, 0) for the beginning-of-text token."""
+    text: str = ""
+    """The text itself, which tells what a token holds beside a word."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,11 +36,17 @@ class Batch:
     mask_BS: torch.Tensor
     """1 at real tokens, 0 at padding."""
 
+    def content(self, begin: int | None) -> torch.Tensor:
+        """Mark the tokens an SAE may see `[B, S]`: real ones, but not the beginning-of-text token, wherever it stands."""
+        real_BS = self.mask_BS.bool()
+        return real_BS if begin is None else real_BS & (self.ids_BS != begin)
 
-def encode(tokenizer: Any, texts: Sequence[str], *, max_tokens: int) -> list[Encoded]:
+
+def encode(tokenizer: Any, texts: Sequence[str], *, max_tokens: int, keep_end: bool = False) -> list[Encoded]:
     """Tokenise texts with character offsets, beginning-of-text token first, cut to `max_tokens`.
 
-    Raises `LensError` if there is no text.
+    What is cut is the end of a text, or its start with `keep_end` (for a word in its left context). Raises `LensError` if
+    there is no text.
     """
     if not texts:
         raise LensError("No texts were given.")
@@ -46,9 +54,12 @@ def encode(tokenizer: Any, texts: Sequence[str], *, max_tokens: int) -> list[Enc
     held = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False,
                      verbose=False)  # fmt: skip
     room = max_tokens - len(begin)
+    if room < 1:
+        raise LensError(f"max_tokens={max_tokens} leaves no room for a token of text; give at least {len(begin) + 1}.")
+    kept = slice(-room, None) if keep_end else slice(room)
     return [
-        Encoded(begin + ids[:room], [(0, 0)] * len(begin) + [tuple(span) for span in spans[:room]])
-        for ids, spans in zip(held["input_ids"], held["offset_mapping"])
+        Encoded(begin + ids[kept], [(0, 0)] * len(begin) + [tuple(span) for span in spans[kept]], text)
+        for ids, spans, text in zip(held["input_ids"], held["offset_mapping"], texts)
     ]
 
 
@@ -125,7 +136,8 @@ def tokens_of_span(text: Encoded, span: tuple[int, int]) -> list[int]:
     if not inside:
         return []
     low, high = text.offsets[inside[0]][0], text.offsets[inside[-1]][1]
-    return inside if low in (start, start - 1) and high == end else []
+    before = text.text[low:start] or " " * (start - low)
+    return inside if high == end and (low == start or (low == start - 1 and before.isspace())) else []
 
 
 def word_ids(tokenizer: Any, words: Sequence[str]) -> list[list[int]]:

@@ -3,7 +3,8 @@
 Sampling is at temperature 1 from the whole distribution, so that a completion is a draw from the model itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from lfp_lens.core.errors import LensError
 
 OPENINGS = (
-    "The movie", "I watched", "This film was", "We saw the", "The story of", "My friend", "It was a", "The acting",
+    "The movie", "I watched", "This film was", "We saw the", "The story of", "My neighbor", "It was a", "The acting",
     "There is a", "In the end", "The first time", "When we", "One day", "The man in", "She told", "They went to",
     "At the start", "The second half", "Last night", "Some people", "The book", "He walked", "Our house", "The day",
 )  # fmt: skip
@@ -52,7 +53,10 @@ def end_ids(model: Any, tokenizer: Any) -> list[int]:
     """Give every token id that ends a text."""
     named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ids = named if isinstance(named, list) else [named]
-    return [end for end in ids if end is not None] or [tokenizer.eos_token_id]
+    ends = [end for end in ids if end is not None] or [tokenizer.eos_token_id]
+    if ends[0] is None:
+        raise LensError("Neither the model nor its tokenizer names an end-of-text token, so no completion could end.")
+    return ends
 
 
 def prompt_ids(tokenizer: Any, texts: Sequence[str], lengths: tuple[int, int], *, seed: int) -> list[list[int]]:
@@ -90,10 +94,16 @@ def sample(
     """Sample one completion per prompt with a KV cache; the same seed and prompts give the same random draws.
 
     `model` is a Hugging Face model or a TransformerLens one; hooks that are on the model are active at every step.
+    Raises `LensError` without prompts, for a prompt without tokens, or where nothing ends a text.
     """
     is_hooked = hasattr(model, "hook_dict")
     device = model.cfg.device if is_hooked else model.device
     ends = end_ids(model, tokenizer)
+    if not prompts:
+        raise LensError("Sampling needs at least one prompt; none given.")
+    for at, prompt in enumerate(prompts):
+        if not prompt:
+            raise LensError(f"prompt {at} has no tokens: give every prompt at least one, such as beginning-of-text.")
     rows: list[list[int]] = [[] for _ in prompts]
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -118,11 +128,25 @@ def generate(
     model: Any, ids_BS: torch.Tensor, mask_BS: torch.Tensor, *, max_new_tokens: int, ends: Sequence[int]
 ) -> torch.Tensor:
     """Sample new tokens `[B, T]` from left-padded prompts; after its end a row holds the first end id."""
-    whole = model.generate(
-        input_ids=ids_BS, attention_mask=mask_BS, max_new_tokens=max_new_tokens, do_sample=True, temperature=1.0, top_k=0,
-        top_p=1.0, eos_token_id=list(ends), pad_token_id=ends[0],
-    )  # fmt: skip
+    with _no_recipe(model):
+        whole = model.generate(
+            input_ids=ids_BS, attention_mask=mask_BS, max_new_tokens=max_new_tokens, do_sample=True, temperature=1.0,
+            top_k=0, top_p=1.0, eos_token_id=list(ends), pad_token_id=ends[0],
+        )  # fmt: skip
     return whole[:, ids_BS.shape[1] :]
+
+
+@contextmanager
+def _no_recipe(model: Any) -> Iterator[None]:
+    """Set aside the checkpoint's own sampling recipe (a repetition penalty, say), which would bend the distribution."""
+    from transformers import GenerationConfig
+
+    before = model.generation_config
+    try:
+        model.generation_config = GenerationConfig()
+        yield
+    finally:
+        model.generation_config = before
 
 
 def left_pad(prompts: Sequence[list[int]], device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,6 +6,7 @@ TransformerLens, which guesses the architecture from the path's letters; it is s
 """
 
 import contextlib
+import copy
 import io
 import json
 import tempfile
@@ -15,21 +16,35 @@ from typing import Any
 
 import torch
 
+from lfp_lens.core.errors import LensError
+
 HOOKED_ARCHITECTURES = ("GPTNeoXForCausalLM", "GPTNeoForCausalLM", "GPT2LMHeadModel", "LlamaForCausalLM")
 
 
 def to_hooked(model: Any, tokenizer: Any) -> Any:
-    """Give the TransformerLens twin of a Hugging Face causal LM, on the same device and in the same dtype."""
+    """Give the TransformerLens twin of a Hugging Face causal LM, on the same device and in the same dtype.
+
+    Raises `LensError` if TransformerLens cannot convert the model.
+    """
     with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="stage_") as root:
         warnings.simplefilter("ignore")
         folder = Path(root) / "checkpoint"
         tokenizer.save_pretrained(folder)
-        if type(model).__name__ in HOOKED_ARCHITECTURES:
-            return _hooked(model, tokenizer, folder)
-        return _bridged(model, folder)
+        # A relative path, because the folder for temporary files has a name too.
+        with contextlib.chdir(root):
+            try:
+                if type(model).__name__ in HOOKED_ARCHITECTURES:
+                    return _hooked(model, tokenizer, folder.name)
+                return _bridged(model, folder.name)
+            except (RuntimeError, ValueError, KeyError, AttributeError, NotImplementedError, TypeError, IndexError) as error:
+                first = (str(error).strip() or type(error).__name__).replace("\n", " ")[:300]
+                raise LensError(
+                    f"TransformerLens cannot convert this {type(model).__name__}: {first} Give a checkpoint of another "
+                    f"architecture or shape; tried and tested: {', '.join(HOOKED_ARCHITECTURES)}."
+                ) from error
 
 
-def _hooked(model: Any, tokenizer: Any, folder: Path) -> Any:
+def _hooked(model: Any, tokenizer: Any, folder: str) -> Any:
     from transformer_lens import HookedTransformer
     from transformer_lens import loading_from_pretrained as loading
     from transformers import AutoTokenizer
@@ -37,14 +52,16 @@ def _hooked(model: Any, tokenizer: Any, folder: Path) -> Any:
     settings = model.config.to_dict() | {"architectures": [type(model).__name__]}
     if type(model).__name__ == "GPT2LMHeadModel":
         settings.setdefault("n_ctx", settings["n_positions"])
-    (folder / "config.json").write_text(json.dumps(settings, default=str), encoding="utf-8")
+    (Path(folder) / "config.json").write_text(json.dumps(settings, default=str), encoding="utf-8")
     with contextlib.redirect_stdout(io.StringIO()):
         config = loading.get_pretrained_model_config(
-            str(folder), hf_cfg=settings, fold_ln=False, device=str(model.device), dtype=model.dtype
+            folder, hf_cfg=settings, fold_ln=False, device=str(model.device), dtype=model.dtype
         )
         config.tokenizer_name = None
+        # TransformerLens takes four times the width for GPT-2 and GPT-Neo, whatever the checkpoint says.
+        config.d_mlp = settings.get("n_inner") or settings.get("intermediate_size") or config.d_mlp
         needs_grad = [weight.requires_grad for weight in model.parameters()]
-        state = loading.get_pretrained_state_dict(str(folder), config, model, dtype=model.dtype)
+        state = loading.get_pretrained_state_dict(folder, config, model, dtype=model.dtype)
         for weight, needed in zip(model.parameters(), needs_grad):
             weight.requires_grad_(needed)
         staged = AutoTokenizer.from_pretrained(folder, padding_side=tokenizer.padding_side)
@@ -56,14 +73,15 @@ def _hooked(model: Any, tokenizer: Any, folder: Path) -> Any:
     return hooked.eval()
 
 
-def _bridged(model: Any, folder: Path) -> Any:
+def _bridged(model: Any, folder: str) -> Any:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import AutoTokenizer
 
     staged = AutoTokenizer.from_pretrained(folder)
+    # The bridge replaces modules of the model that it is given, so it gets a copy.
     with contextlib.redirect_stdout(io.StringIO()):
         bridge = TransformerBridge.boot_transformers(
-            str(folder), hf_model=model, tokenizer=staged, device=str(model.device), dtype=model.dtype
+            folder, hf_model=copy.deepcopy(model), tokenizer=staged, device=str(model.device), dtype=model.dtype
         )
     return bridge.eval()
 

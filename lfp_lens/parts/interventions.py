@@ -35,13 +35,18 @@ def feature_edit(
         scale: the factor of mode `scale`.
         reference_MF: features `[tokens, F]` on reference text, for `mean` and `resample`.
         seed: of the draws.
+
+    Raises `LensError` for an unknown mode, a feature that does not exist, or missing reference activations.
     """
     if mode not in MODES:
         raise unknown("ablation mode", mode, MODES)
-    if mode in ("mean", "resample") and reference_MF is None:
+    if mode in ("mean", "resample") and (reference_MF is None or not len(reference_MF)):
         raise LensError(f"Mode {mode!r} needs the features' activations on reference text.")
     drawn_from = torch.zeros(0) if reference_MF is None else reference_MF
-    chosen = torch.tensor(sorted(indices), dtype=torch.long)
+    chosen = torch.tensor(sorted(set(indices)), dtype=torch.long)
+    for index in chosen.tolist():
+        if not 0 <= index < len(sae.W_dec):
+            raise LensError(f"feature {index} does not exist: the SAE has features 0 to {len(sae.W_dec) - 1}.")
     generator = torch.Generator().manual_seed(seed)
 
     def edit(acts: torch.Tensor) -> torch.Tensor:

@@ -33,11 +33,16 @@ def _standard(d_in: int, d_sae: int, l1: float | None, k: int | None, steps: int
     return lens.StandardTrainingSAE(config)
 
 
+def _default_k(d_in: int, d_sae: int) -> int:
+    """Give an eighth of the width, the sparsity of the other architectures' defaults, as far as there are features."""
+    return min(d_sae, max(1, d_in // 8))
+
+
 @ARCHITECTURES.add("topk")
 def _topk(d_in: int, d_sae: int, l1: float | None, k: int | None, steps: int) -> Any:
     lens = quiet_sae_lens()
     config = lens.TopKTrainingSAEConfig(
-        d_in=d_in, d_sae=d_sae, k=k or max(1, d_in // 8), normalize_activations="expected_average_only_in"
+        d_in=d_in, d_sae=d_sae, k=k or _default_k(d_in, d_sae), normalize_activations="expected_average_only_in"
     )
     return lens.TopKTrainingSAE(config)
 
@@ -46,7 +51,7 @@ def _topk(d_in: int, d_sae: int, l1: float | None, k: int | None, steps: int) ->
 def _batchtopk(d_in: int, d_sae: int, l1: float | None, k: int | None, steps: int) -> Any:
     lens = quiet_sae_lens()
     config = lens.BatchTopKTrainingSAEConfig(
-        d_in=d_in, d_sae=d_sae, k=k or max(1, d_in // 8), normalize_activations="expected_average_only_in"
+        d_in=d_in, d_sae=d_sae, k=k or _default_k(d_in, d_sae), normalize_activations="expected_average_only_in"
     )
     return lens.BatchTopKTrainingSAE(config)
 
@@ -109,7 +114,8 @@ def load_sae(record: SAERecord, *, device: torch.device | str = "cpu") -> Any:
 def load_weights(weights: SAEWeights, *, device: torch.device | str = "cpu") -> Any:
     """Give stored weights as a SAELens SAE."""
     lens = quiet_sae_lens()
-    sae = lens.SAE.from_dict(dict(weights.config, device=str(device)))
+    with torch.random.fork_rng():  # it draws weights that are replaced at once
+        sae = lens.SAE.from_dict(dict(weights.config, device=str(device)))
     state = {name: torch.from_numpy(tensor.copy()).to(device) for name, tensor in weights.tensors.items()}
     sae.process_state_dict_for_loading(state)
     sae.load_state_dict(state)

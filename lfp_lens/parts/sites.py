@@ -22,7 +22,10 @@ HOOKS: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 def trunk(model: Any) -> nn.Module:
     """Give the model without its unembedding."""
-    return getattr(model, model.base_model_prefix)
+    prefix = getattr(model, "base_model_prefix", "")
+    if not prefix or not hasattr(model, prefix):
+        raise LensError(f"{type(model).__name__} has no trunk below its unembedding: it is not a supported causal LM.")
+    return getattr(model, prefix)
 
 
 def blocks(model: Any) -> nn.ModuleList:
@@ -53,10 +56,16 @@ def layer_of(site: str) -> int:
 
 def module_at(model: Any, site: str) -> nn.Module:
     """Give the module whose output is this site."""
-    layer, stack = layer_of(site), blocks(model)
-    if layer >= len(stack):
-        raise LensError(f"{site!r} does not exist: the model has layers 0 to {len(stack) - 1}.")
+    stack = blocks(model)
+    layer = _checked_layer(site, len(stack))
     return HOOKS[site.split(".")[2]](stack[layer])
+
+
+def _checked_layer(site: str, n_layers: int) -> int:
+    layer = layer_of(site)
+    if layer >= n_layers:
+        raise LensError(f"{site!r} does not exist: the model has layers 0 to {n_layers - 1}.")
+    return layer
 
 
 @contextmanager
@@ -66,6 +75,8 @@ def editing(model: Any, edits: Mapping[str, Callable[[torch.Tensor], torch.Tenso
     `model` is a Hugging Face model or a TransformerLens one. An edit that returns its argument changes nothing.
     """
     if hasattr(model, "hook_dict"):
+        for site in edits:
+            _checked_layer(site, model.cfg.n_layers)
         hooks = [(site, lambda acts, hook, edit=edit: edit(acts)) for site, edit in edits.items()]
         with model.hooks(fwd_hooks=hooks):
             yield
@@ -108,6 +119,8 @@ def activations_at(
     model: Any, ids_BS: torch.Tensor, mask_BS: torch.Tensor, sites: Sequence[str]
 ) -> dict[str, torch.Tensor]:
     """Run a Hugging Face model up to its deepest wanted site and give `site -> [B, S, D]`; no logits are computed."""
+    if not sites:
+        raise LensError("Activations are read at at least one site; none given.")
     found: dict[str, torch.Tensor] = {}
     deepest = max(sites, key=lambda site: (layer_of(site), site.endswith("resid_post")))
 

@@ -79,7 +79,8 @@ class Learned:
     sign: Estimate
     """Balanced sign accuracy of `measured`."""
     twin: RankAgreement
-    """Agreement of the same signal on the base plus random noise of the tuned change's per-tensor norms: the null."""
+    """The null: the same signal on the base plus random noise of the tuned change's per-tensor norms; for
+    `activation_delta`, which carries the stated sign by construction, the same distances on the base itself."""
     shuffled: Estimate
     """Mean and spread of tau-b with stated values permuted over words (within polarity: what polarity alone gives)."""
     difference: Estimate

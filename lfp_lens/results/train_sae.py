@@ -56,13 +56,17 @@ class SAEWeights:
         """Read the two files back."""
         import json
 
+        from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
         inside = folder / str(found["folder"])
         if not inside.resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"SAE folder outside the result: {found['folder']}")
         config = json.loads((inside / "cfg.json").read_text(encoding="utf-8"))
-        return cls(config, load_file(inside / "sae_weights.safetensors"))
+        try:
+            return cls(config, load_file(inside / "sae_weights.safetensors"))
+        except SafetensorError as error:
+            raise ValueError(f"{inside / 'sae_weights.safetensors'}: {error}") from error
 
 
 @record

@@ -18,17 +18,17 @@ from lfp_lens.core.errors import LensError, unknown
 from lfp_lens.core.stats import Estimate, bootstrap_interval
 from lfp_lens.core.store import Store, keep
 from lfp_lens.parts.activations import Batch, batches, encode
-from lfp_lens.parts.interventions import feature_edit, intervening
+from lfp_lens.parts.interventions import Edit, feature_edit, intervening
 from lfp_lens.parts.lexicons import load_lexicon
 from lfp_lens.parts.pair import Pair
 from lfp_lens.parts.saes import load_sae
-from lfp_lens.parts.sites import watching
+from lfp_lens.parts.sites import editing
 from lfp_lens.parts.speed import fast_matmul
 from lfp_lens.parts.valence import token_values, valence
 from lfp_lens.results.attribute import Effects
 from lfp_lens.results.train_sae import SAESet
 
-SCALARS = ("valence",)
+SCALARS, GATES = ("valence",), ("refuse", "warn")
 N_CHECKED = 48
 """Features drawn at random, beside the strongest, to compare screen and exact on."""
 
@@ -75,6 +75,8 @@ def attribute(
         raise unknown("scalar", scalar, SCALARS)
     if saes.pair != pair.fingerprint:
         raise LensError("These SAEs were trained on another pair; train them on this one.")
+    if gate not in GATES:
+        raise unknown("gate", gate, GATES)
     if len(texts) < 8:
         raise LensError(f"attribute splits its texts in two and needs at least 8; {len(texts)} given.")
     stated = load_lexicon(lexicon)
@@ -87,7 +89,7 @@ def attribute(
         model = pair.hf(side)
         values_V = token_values(pair.tokenizer, stated, texts, vocabulary=model.config.vocab_size, device=pair.device)
         loaded = {site: load_sae(saes.one(site, side=side, size=size), device=pair.device) for site in sites}
-        encoded = encode(pair.tokenizer, texts, max_tokens=max_tokens)
+        encoded = encode(pair.tokenizer, texts, max_tokens=pair.room(max_tokens))
         halves = [list(batches(part, device=pair.device)) for part in (encoded[::2], encoded[1::2])]
         with fast_matmul():
             screened = _screen(pair, model, loaded, halves[0], values_V)
@@ -122,12 +124,20 @@ def _screen(
     totals = {site: torch.zeros(sae.cfg.d_sae, dtype=torch.float64) for site, sae in saes.items()}
     n_tokens = 0
     for batch in data:
-        with torch.enable_grad(), watching(model, list(saes)) as held:
+        held: dict[str, torch.Tensor] = {}
+
+        def keep(site: str, held: dict[str, torch.Tensor] = held) -> Edit:
+            def edit(acts: torch.Tensor) -> torch.Tensor:
+                # A model whose weights are frozen starts no graph of its own.
+                held[site] = acts if acts.requires_grad else acts.detach().requires_grad_()
+                return held[site]
+
+            return edit
+
+        with torch.enable_grad(), editing(model, {site: keep(site) for site in saes}):
             total = valence(model, batch, values_V).sum()
         gradients = torch.autograd.grad(total, [held[site] for site in saes])
-        real = batch.mask_BS.bool()
-        if pair.tokenizer.bos_token_id is not None:
-            real = real & (batch.ids_BS != pair.tokenizer.bos_token_id)
+        real = batch.content(pair.tokenizer.bos_token_id)
         with torch.no_grad():
             for (site, sae), gradient in zip(saes.items(), gradients):
                 features_NF = sae.encode(held[site].detach()[real].float())

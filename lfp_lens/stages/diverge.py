@@ -46,7 +46,7 @@ def diverge(
     def make(folder: Path | None) -> Divergence:
         with fast_matmul():
             parameters = _parameters(pair)
-            activations = _activations(pair, texts, max_tokens)
+            activations = _activations(pair, texts, pair.room(max_tokens))
         return Divergence(sites=pair.sites, n_texts=len(texts), **parameters, **activations)
 
     return keep(store, "diverge", inputs, make)

@@ -138,7 +138,7 @@ def test_weights_of_every_kind_are_hashed() -> None:
     module = torch.nn.Linear(2, 2)
     module.register_buffer("scalar", torch.tensor(1.0))
     module.register_buffer("empty", torch.zeros(0))
-    module.register_buffer("half", torch.zeros(3, dtype=torch.bfloat16))
+    module.register_buffer("short", torch.zeros(3, dtype=torch.bfloat16))
     before = weights_fingerprint(module)
     module.scalar += 1
     assert weights_fingerprint(module) != before
@@ -270,6 +270,7 @@ def test_a_low_rank_adapter_is_refused_with_what_to_do(checkpoint: Path, tmp_pat
             load_causal_lm(folder)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_a_model_wrapped_in_an_adapter_is_refused() -> None:
     import peft
 
@@ -370,7 +371,7 @@ def test_a_hooked_model_with_other_weights_is_caught(monkeypatch: pytest.MonkeyP
         return twin
 
     monkeypatch.setattr(pairs, "to_hooked", off)
-    with pytest.raises(LensError, match=r"disagree on logits of GPTNeoXForCausalLM by .*could be trusted"):
+    with pytest.raises(LensError, match=r"disagree on .* of GPTNeoXForCausalLM by .*could be trusted"):
         load_pair(tiny_model(), tiny_model(), tokenizer=tiny_tokenizer())
 
 

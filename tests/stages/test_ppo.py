@@ -202,7 +202,7 @@ def test_a_reward_that_is_no_number_is_refused_with_its_text() -> None:
         seen.extend(completions)
         return reward(completions)
 
-    with pytest.raises(LensError, match="is nan for the text .* must be finite") as caught:
+    with pytest.raises(LensError, match=r"is nan for the text .* must be finite") as caught:
         ppo(tiny_model(layers=1), tiny_model(layers=1), tiny_tokenizer(), [PROMPT], score, SETTINGS)
     assert repr(seen[0][:80]) in str(caught.value)
 

@@ -40,7 +40,9 @@ def subject_of(model: Any) -> Subject:
         return Subject(tuned, model.base_hf, model.tokenizer, model.tuning or {}, key, key, *_shape(tuned))
     if hasattr(model, "hook_dict") and getattr(model, "tokenizer", None) is not None:
         key = fingerprint([weights_fingerprint(model), model.tokenizer.get_vocab()])
-        return Subject(model, None, model.tokenizer, {}, None, key, model.cfg.d_model, model.cfg.n_layers, model.cfg.n_ctx)
+        return Subject(
+            model, None, model.tokenizer, {}, None, key, model.cfg.d_model, model.cfg.n_layers, model.cfg.n_ctx
+        )
     if hasattr(model, "base_model_prefix") and hasattr(model, "config"):
         name = model.config._name_or_path
         if not name:

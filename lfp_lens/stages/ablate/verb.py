@@ -96,7 +96,9 @@ def _check_widths(subject: Subject, features: FeatureSet) -> None:
             raise LensError(f"{site!r} does not exist: the model has layers 0 to {subject.n_layers - 1}.")
         width = features.sae(site).weights.tensors["W_dec"].shape[1]
         if width != subject.width:
-            raise LensError(f"The SAE at {site} reads {width} dimensions, the model has {subject.width}: another model.")
+            raise LensError(
+                f"The SAE at {site} reads {width} dimensions, the model has {subject.width}: another model."
+            )
 
 
 def _reward(reward: Any, subject: Subject) -> tuple[Reward, str, list[str]]:
@@ -124,11 +126,14 @@ def _ablate(
 ) -> Ablation:
     seed = given["seed"]
     draw = {"max_new_tokens": given["max_new_tokens"], "seed": seed}
-    saes = {site: load_sae(features.sae(site)) for site in features.by_site()}
+    device = next(subject.model.parameters()).device
+    saes = {site: load_sae(features.sae(site), device=device) for site in features.by_site()}
     before = sample(subject.model, subject.tokenizer, ids, **draw)
     texts = [Encoded(prompt + done, []) for prompt, done in zip(ids, before.ids) if len(prompt) + len(done) > 1]
     texts = texts[:N_CHEAP_TEXTS]
-    reference = reference_features(subject.model, texts, saes) if given["mode"] in ("mean", "resample") else {}
+    begin = subject.tokenizer.bos_token_id
+    is_compared = given["mode"] in ("mean", "resample")
+    reference = reference_features(subject.model, texts, saes, begin=begin) if is_compared else {}
 
     def edits(chosen: Mapping[str, Sequence[int]]) -> dict[str, Edit]:
         return {
@@ -138,7 +143,6 @@ def _ablate(
             for site in chosen
         }  # fmt: skip
 
-    begin = subject.tokenizer.bos_token_id
     with intervening(subject.model, edits(features.by_site()), begin=begin):
         after = sample(subject.model, subject.tokenizer, ids, **draw)
     scored = lambda done: reward(done.whole if given["scope"] == "text" else done.texts)  # noqa: E731

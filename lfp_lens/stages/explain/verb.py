@@ -155,7 +155,7 @@ def _watch(
     bar: Any,
 ) -> tuple[Firing, Words, Heldout]:
     """Run the model once: where the chosen features fire, the words there, the windows kept for scoring."""
-    encoded = encode(pair.tokenizer, texts, max_tokens=max_tokens)
+    encoded = encode(pair.tokenizer, texts, max_tokens=pair.room(max_tokens))
     n_shown = (len(texts) + 1) // 2
     dictionaries = {site: saes.one(site, side=side, size=size) for site in wanted.order}
     fired = collect(pair, side, dictionaries, texts, encoded, wanted, n_shown, bar)

@@ -114,7 +114,9 @@ def finetune(
         train_ids = prompt_ids(tokens, train, prompt_tokens, seed=seed)
         test_ids = prompt_ids(tokens, test, prompt_tokens, seed=seed + 1)
         if len(test_ids) < 2:
-            raise LensError(f"{len(test_ids)} of {len(test)} held-out texts are long enough to make a prompt of; 2 needed.")
+            raise LensError(
+                f"{len(test_ids)} of {len(test)} held-out texts are long enough to make a prompt of; 2 needed."
+            )
         policy = copy.deepcopy(start)
         with fast_matmul(), short_text_attention(start, policy):
             curve = tune(policy, start, tokens, train_ids, _scored(given, scope), settings)

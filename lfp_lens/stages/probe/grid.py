@@ -8,7 +8,7 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from lfp_lens.core.errors import LensError
-from lfp_lens.core.stats import balanced_sign_accuracy, rank_agreement
+from lfp_lens.core.stats import Estimate, RankAgreement, balanced_sign_accuracy, rank_agreement
 from lfp_lens.results.probe import GridCell
 
 ALPHAS = tuple(10.0**power for power in range(-2, 7))
@@ -39,7 +39,8 @@ def fit_grid(
 
     The control task gives every word a random one of the words' own mean targets (Hewitt and Liang 2019): what a probe
     scores there it scores by memory. Predictions are means per word over rows it was not fitted on; those of
-    `("tuned", "sae")` come back by word.
+    `("tuned", "sae")` come back by word. Features that never fire make one prediction for all words, which has no order:
+    the numbers of that cell are NaN.
     """
     generator = np.random.default_rng(seed)
     names = sorted(set(rows.words))
@@ -58,12 +59,18 @@ def fit_grid(
         groups = [lemma[word] for word in scored]
         centre = float(np.mean(held_out))
         sign_truth = stated - np.median(stated) if target_name == "control_task" else stated
-        cells.append(
-            GridCell(
-                side, name, target_name, rank_agreement(values, stated, groups, seed=seed, draws=500),
-                balanced_sign_accuracy(values - centre, sign_truth, groups, seed=seed, draws=500),
+        if np.ptp(values) == 0:
+            nothing = np.nan, np.nan, np.nan, len(values)
+            cells.append(
+                GridCell(side, name, target_name, RankAgreement(np.nan, *nothing, len(set(groups))), Estimate(*nothing))
             )
-        )  # fmt: skip
+        else:
+            cells.append(
+                GridCell(
+                    side, name, target_name, rank_agreement(values, stated, groups, seed=seed, draws=500),
+                    balanced_sign_accuracy(values - centre, sign_truth, groups, seed=seed, draws=500),
+                )
+            )  # fmt: skip
         if (side, name, target_name) == ("tuned", "sae", "signal"):
             predicted = by_word
     return tuple(cells), predicted

@@ -1,5 +1,6 @@
 """The verb: measure every word, centre it by words outside the lexicon, test its sign, and fit the probes beside it."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,12 @@ from lfp_lens.parts.words import stem
 from lfp_lens.results.contrast import MEMBERS, Triples
 from lfp_lens.results.probe import Learned
 from lfp_lens.results.train_sae import SAESet
-from lfp_lens.stages.probe.grid import Rows, fit_grid
-from lfp_lens.stages.probe.words import Measured, choose, matched_neutrals
+from lfp_lens.stages.probe.grid import Rows, fit_grid, per_word
+from lfp_lens.stages.probe.values import delta_values, implicit_values
+from lfp_lens.stages.probe.words import MIN_NEUTRAL, MIN_WORDS, Measured, choose, matched_neutrals
+
+GATES = ("refuse", "warn")
+MIN_MATCHED = 20
 
 
 def probe(
@@ -82,6 +87,13 @@ def probe(
         raise unknown("signal", signal, SIGNALS)
     if saes.pair != pair.fingerprint:
         raise LensError("These SAEs were trained on another pair; train them on this one.")
+    if gate not in GATES:
+        raise unknown("gate", gate, GATES)
+    lacking = {"tuned", "base"} - {sae.side for sae in saes.saes} - ({"base"} if signal == "implicit_reward" else set())
+    if lacking:
+        raise GateError(
+            f"{signal} is read from SAEs of the {' and the '.join(sorted(lacking))} model, which were not trained."
+        )
     sites = saes.passing() if gate == "refuse" else saes.sites
     stated = load_lexicon(lexicon)
 
@@ -102,55 +114,66 @@ def _probe(
     given: Mapping[str, Any],
 ) -> Learned:
     seed, signal = given["seed"], given["signal"]
-    rows, readings, deltas = _triple_rows(pair, saes, sites, triples, signal, seed)
+    rows, readings, deltas = _triple_rows(pair, saes, sites, triples, given)
     measured = _measure(pair, texts, stated, given)
-    is_stated = np.array([word in stated and stated[word] != 0 for word in measured.words])
-    lemma = np.array([stem(word) for word in measured.words])
-    neutrals = matched_neutrals(measured.log_frequency, measured.tokens, is_stated, given["neutral_words"])
-    values, low, high = measured.values, measured.low, measured.high
-    if signal == "activation_delta":
-        is_stated &= np.array([word in deltas for word in measured.words])
-        values = np.array([deltas.get(word, np.nan) for word in measured.words])
-        low = high = np.full(len(values), np.nan)
-        centre, scale, null = 0.0, 1.0, np.zeros(0)
-        p_wrong = np.full(len(values), np.nan)
-    else:
-        centre, scale = _zero(values[neutrals])
-        null = (values[neutrals] - centre) / scale
-        p_wrong = np.zeros(len(values))
-    values, low, high = ((part - centre) / scale for part in (values, low, high))
     rated = np.array([stated.get(word, 0.0) for word in measured.words])
-    if signal != "activation_delta":
-        p_wrong = p_of_wrong_sign(values, rated, null)
-    keep_rows = np.flatnonzero(is_stated)
-    of = {
-        name: np.asarray(part)[keep_rows] for name, part in {"values": values, "rated": rated, "lemma": lemma}.items()
-    }
+    neutrals = _neutrals(measured, rated, given["neutral_words"])
+    if signal == "activation_delta":
+        found = delta_values(measured, deltas["tuned"], deltas["base"], Counter(rows.words))
+    else:
+        found = implicit_values(measured, rated, neutrals)
+    kept = np.flatnonzero((rated != 0) & np.isfinite(found.values))
+    _check_polarity(rated[kept])
+    words, lemma = tuple(measured.words[row] for row in kept), np.array([stem(measured.words[row]) for row in kept])
+    of = {"values": found.values[kept], "rated": rated[kept], "lemma": lemma}
     cells, predicted = fit_grid(rows, readings, stated, split=given["split"], folds=given["folds"], seed=seed)
-    words = tuple(measured.words[row] for row in keep_rows)
-    twin_zero = _zero(measured.twin[neutrals])
-    twin = ((measured.twin - twin_zero[0]) / twin_zero[1])[keep_rows]
-    agree = lambda part: rank_agreement(part, of["rated"], of["lemma"], seed=seed)  # noqa: E731
+    agree = lambda part: rank_agreement(part, of["rated"], lemma, seed=seed)  # noqa: E731
     return Learned(
-        words=words, stated=of["rated"], lemma=tuple(of["lemma"].tolist()), measured=of["values"],
-        measured_low=low[keep_rows], measured_high=high[keep_rows], raw=measured.values[keep_rows],
-        contexts=measured.contexts[keep_rows], tokens=measured.tokens[keep_rows],
-        log_frequency=measured.log_frequency[keep_rows],
-        predicted=np.array([predicted.get(word, np.nan) for word in words]) / scale,
-        p_wrong=p_wrong[keep_rows], neutral_words=tuple(measured.words[row] for row in neutrals), neutral=null,
+        words=words, stated=of["rated"], lemma=tuple(lemma.tolist()), measured=of["values"],
+        measured_low=found.low[kept], measured_high=found.high[kept], raw=found.raw[kept],
+        contexts=found.contexts[kept], tokens=measured.tokens[kept], log_frequency=measured.log_frequency[kept],
+        predicted=np.array([predicted.get(word, np.nan) for word in words]) / found.scale,
+        p_wrong=found.p_wrong[kept], neutral_words=tuple(measured.words[row] for row in neutrals), neutral=found.null,
         signal=signal, overall=agree(of["values"]), positive=_within(of, of["rated"] > 0, seed),
         negative=_within(of, of["rated"] < 0, seed),
-        sign=balanced_sign_accuracy(of["values"], of["rated"], of["lemma"], seed=seed), twin=agree(twin),
-        shuffled=_shuffled(of, seed), difference=_difference(of, twin, seed),
-        baselines={"frequency": agree(measured.log_frequency[keep_rows]),
-                   "base_log_probability": agree(measured.base_log_p[keep_rows])},
+        sign=balanced_sign_accuracy(of["values"], of["rated"], lemma, seed=seed), twin=agree(found.twin[kept]),
+        shuffled=_shuffled(of, seed), difference=_difference(of, found.twin[kept], seed),
+        baselines={"frequency": agree(measured.log_frequency[kept]),
+                   "base_log_probability": agree(measured.base_log_p[kept])},
         grid=cells, between_tunings="unknown: one checkpoint", split=given["split"], n_triples=len(triples),
     )  # fmt: skip
 
 
+def _neutrals(measured: Measured, rated: np.ndarray, n: int) -> np.ndarray:
+    """Give the rows of the words that define zero. Raises `GateError` if too few words align with whole tokens."""
+    n_stated = int((rated != 0).sum())
+    if n_stated < MIN_WORDS or len(rated) - n_stated < MIN_NEUTRAL:
+        raise GateError(
+            f"{n_stated} lexicon words and {len(rated) - n_stated} others align with whole tokens often enough; "
+            f"{MIN_WORDS} and {MIN_NEUTRAL} are needed. Give more texts, or a tokenizer that keeps words apart."
+        )
+    neutrals = matched_neutrals(measured.log_frequency, measured.tokens, rated != 0, n)
+    if len(neutrals) < MIN_MATCHED:
+        raise GateError(
+            f"{len(neutrals)} words outside the lexicon match its words in token count; {MIN_MATCHED} are needed to define "
+            "zero. Give more texts, or raise neutral_words."
+        )
+    return neutrals
+
+
+def _check_polarity(rated: np.ndarray) -> None:
+    up, down = int((rated > 0).sum()), int((rated < 0).sum())
+    if not up or not down or len(rated) < 3:
+        raise GateError(
+            f"{up} positive and {down} negative words of the lexicon were measured; both are needed, and three words. Give "
+            "more texts, or a lexicon with both."
+        )
+
+
 def _measure(pair: Pair, texts: Sequence[str], stated: Mapping[str, float], given: Mapping[str, Any]) -> Measured:
     """Measure the implicit reward of every frequent word in its own contexts, on the tuned model and on the noise twin."""
-    options = {name: given[name] for name in ("contexts", "min_contexts", "max_tokens", "seed")}
+    options = {name: given[name] for name in ("contexts", "min_contexts", "seed")}
+    options["max_tokens"] = pair.room(given["max_tokens"])
     encoded, spots, counts = choose(texts, pair.tokenizer, stated, **options)
     spans: list[list[tuple[int, int]]] = [[] for _ in texts]
     order: list[list[str]] = [[] for _ in texts]
@@ -166,6 +189,8 @@ def _measure(pair: Pair, texts: Sequence[str], stated: Mapping[str, float], give
     mean = lambda part: np.bincount(codes, part[fits]) / sizes  # noqa: E731
     value = mean(tuned_values)
     spread = np.sqrt(np.maximum(mean(tuned_values**2) - value**2, 0) * sizes / np.maximum(sizes - 1, 1))
+    # One context has no spread: its interval is unknown, not empty.
+    spread[sizes < 2] = np.nan
     margin = stats.t.ppf(0.975, np.maximum(sizes - 1, 1)) * spread / np.sqrt(sizes)
     tokens = np.array([len(ids) for ids in word_ids(pair.tokenizer, names.tolist())])
     log_frequency = np.log1p([counts[str(name)] for name in names])
@@ -183,30 +208,42 @@ def _measure(pair: Pair, texts: Sequence[str], stated: Mapping[str, float], give
 
 
 def _triple_rows(
-    pair: Pair, saes: SAESet, sites: tuple[str, ...], triples: Triples, signal: str, seed: int
-) -> tuple[Rows, dict[tuple[str, str], np.ndarray], dict[str, float]]:
-    """Read every member of every triple at its word, on both sides; give rows, readings, and the paper's delta by word.
+    pair: Pair, saes: SAESet, sites: tuple[str, ...], triples: Triples, given: Mapping[str, Any]
+) -> tuple[Rows, dict[tuple[str, str], np.ndarray], dict[str, dict[str, float]]]:
+    """Read every member of every triple at its word; give rows, readings, and each side's delta by word (the paper's).
 
-    Only the left context is encoded: what follows a word cannot change what a causal model computes at it.
+    Only the left context is encoded, its last `max_tokens` tokens: what follows a word cannot change what a causal model
+    computes at it.
     """
+    seed, signal, have = given["seed"], given["signal"], {sae.side for sae in saes.saes}
     whole = {member: [left + word for left, word in zip(triples.prefix, triples.words(member))] for member in MEMBERS}
     encoded = {
-        member: encode(pair.tokenizer, whole[member], max_tokens=pair.tuned_hf.config.max_position_embeddings)
+        member: encode(pair.tokenizer, whole[member], max_tokens=pair.room(given["max_tokens"]), keep_end=True)
         for member in MEMBERS
     }
     spans = {member: triples.spans(member) for member in MEMBERS}
     usable = sorted(set.intersection(*(set(aligned(encoded[member], spans[member])) for member in MEMBERS)))
+    alone = _alone(pair, triples)
+    usable = [row for row in usable if all(alone[triples.words(member)[row].lower()] for member in MEMBERS)]
     if len(usable) < 10:
         raise GateError(f"The words of {len(usable)} of {len(triples)} triples align with whole tokens; 10 are needed.")
     texts = [encoded[member][row] for member in MEMBERS for row in usable]
     places = [spans[member][row] for member in MEMBERS for row in usable]
     words = [triples.words(member)[row].lower() for member in MEMBERS for row in usable]
     readings: dict[tuple[str, str], np.ndarray] = {}
+    n = len(usable)
+    deltas: dict[str, np.ndarray] = {}
+    by_word: dict[str, dict[str, float]] = {}
     for side in ("tuned", "base"):
         seen = WordTokens(pair.hf(side), texts, places, sites)
-        trained = {site: load_sae(saes.one(site, side=side)) for site in sites}
-        readings[side, "sae"] = seen.features(trained)
         readings[side, "raw"] = seen.raw()
+        if side not in have:
+            continue
+        features = seen.features({site: load_sae(saes.one(site, side=side)) for site in sites})
+        readings[side, "sae"] = features
+        up, down = activation_delta(features[:n], features[n : 2 * n], features[2 * n :])
+        deltas[side] = np.concatenate([up, np.zeros(n), down])
+        by_word[side] = per_word(np.concatenate([up, down]), words[:n] + words[2 * n :])
         if side == "tuned":
             untrained = {
                 site: load_weights(random_twin(saes.one(site, side=side).weights, seed=seed)) for site in sites
@@ -214,39 +251,18 @@ def _triple_rows(
             readings[side, "random_sae"] = seen.features(untrained)
     readings["none", "embedding"] = embeddings(pair.base_hf, pair.tokenizer, words)
     readings["none", "random"] = random_vectors(words, seed=seed)
-    n = len(usable)
-    features = readings["tuned", "sae"]
-    up, down = activation_delta(features[:n], features[n : 2 * n], features[2 * n :])
-    deltas = np.concatenate([up, np.zeros(n), down])
-    by_word = {word: float(deltas[[w == word for w in words]].mean()) for word in sorted({*words[:n], *words[2 * n :]})}
     if signal == "activation_delta":
-        target = deltas
+        target = deltas["tuned"]
     else:
         (values,), _ = implicit_reward(pair.base_hf, [pair.tuned_hf], texts, [[place] for place in places])
         target = values
     return Rows(words, [stem(word) for word in words], target), readings, by_word
 
 
-def p_of_wrong_sign(values: np.ndarray, rated: np.ndarray, null: np.ndarray) -> np.ndarray:
-    """Give the one-sided p that each word's value lies on the side opposite to its rating, against the neutral words.
-
-    The null is Student's t fitted to the neutral words' values by maximum likelihood: an empirical null (Efron 2004) whose
-    tail is as heavy as theirs, and whose p-values are not floored at 1 / (their number + 1).
-
-    >>> neutral = stats.t.ppf(np.linspace(0.01, 0.99, 99), 5)
-    >>> [round(float(p), 2) for p in p_of_wrong_sign(np.array([-3.0, 3.0]), np.array([2.0, 2.0]), neutral)]
-    [0.01, 0.99]
-    """
-    fitted = stats.t(*stats.t.fit(null))
-    return np.where(rated > 0, fitted.cdf(values), fitted.sf(values))
-
-
-def _zero(neutral: np.ndarray) -> tuple[float, float]:
-    """Give centre and spread of the neutral words: median, and median absolute deviation scaled to a normal's sd."""
-    scale = float(stats.median_abs_deviation(neutral, scale="normal"))
-    if not scale > 0:
-        raise GateError("The words outside the lexicon all have the same value: the two models do not differ on them.")
-    return float(np.median(neutral)), scale
+def _alone(pair: Pair, triples: Triples) -> dict[str, list[int]]:
+    """Give the tokens of every word as it stands after another one, empty where it is not made of whole tokens."""
+    words = sorted({word.lower() for member in MEMBERS for word in triples.words(member)})
+    return dict(zip(words, word_ids(pair.tokenizer, words))) if words else {}
 
 
 def _within(of: Mapping[str, np.ndarray], rows: np.ndarray, seed: int) -> RankAgreement | None:

@@ -29,14 +29,14 @@ def tiles(results: Mapping[str, Any], refusals: Mapping[str, str]) -> list[Tile]
             made += [Tile(name, *rest) for name, rest in zip(names, build(results[verb]))]
         else:
             made += [Tile(name, NOT_RUN, f"{verb} is not part of this run") for name in names]
-    if "finetune" in results and "probe" in results and results["finetune"].key:
+    if "finetune" in results and "probe" in results and results["finetune"].key and results["probe"].is_tested:
         made.append(_planted(results["probe"], results["finetune"].key))
     return made
 
 
 def details(results: Mapping[str, Any]) -> list[str]:
     """List the first wrongly learned words below the tiles."""
-    if "probe" not in results:
+    if "probe" not in results or not results["probe"].is_tested:
         return []
     frame = results["probe"].wrong(fdr=FDR)
     if frame.empty:
@@ -73,6 +73,11 @@ def among_random(ablation: Ablation) -> str:
     return f"a larger drop than {beaten} (percentile {100 * ablation.percentile:.1f})"
 
 
+def twin_name(learned: Learned) -> str:
+    """Say what the null of this signal is."""
+    return "base model" if learned.signal == "activation_delta" else "noise twin"
+
+
 def planted_flips(learned: Learned, key: Mapping[str, float]) -> tuple[set[str], set[str]]:
     """Give the measured words that were planted with the opposite sign, and those listed as wrong."""
     stated = dict(zip(learned.words, learned.stated))
@@ -97,14 +102,17 @@ def _divergence(divergence: Divergence) -> list[tuple[str, str, str]]:
 def _learned(learned: Learned) -> list[tuple[str, str, str]]:
     claim = "good" if learned.difference.low > 0 else "bad"
     agreement = (
-        f"{interval(learned.overall)} words; noise twin {learned.twin.tau:.3f}; "
+        f"{interval(learned.overall)} words; {twin_name(learned)} {learned.twin.tau:.3f}; "
         f"difference {signed(learned.difference)} {interval(learned.difference)}, "
         f"{sign_of(learned.difference)}"
     )
+    reading = (f"tau-b {learned.overall.tau:.3f}", agreement, claim)
+    if not learned.is_tested:
+        return [reading, ("not tested", f"{learned.signal} takes its sign from the stated lexicon", "")]
     wrong = learned.wrong(fdr=FDR)
     tested = f"of {len(learned.words):,} words tested against {len(learned.neutral):,} neutral ones"
     count = f"{tested}, false discovery rate {FDR:g}"
-    return [(f"tau-b {learned.overall.tau:.3f}", agreement, claim), (f"{len(wrong)}", count, "")]
+    return [reading, (f"{len(wrong)}", count, "")]
 
 
 def _ablation(ablation: Ablation) -> list[tuple[str, str, str]]:

@@ -9,7 +9,7 @@ import numpy as np
 from lfp_lens.core.stats import Estimate
 from lfp_lens.results import Ablation, Divergence, Effects, Labels, Learned, SAESet, Triples, Tuning
 from lfp_lens.stages.report import published
-from lfp_lens.stages.report.headline import FDR, among_random, sign_of
+from lfp_lens.stages.report.headline import FDR, among_random, sign_of, twin_name
 from lfp_lens.stages.report.prose import WORDS
 from lfp_lens.stages.report.tables import agreements, answer_key, detection, examples, matching, mean_kl
 from lfp_lens.view import page, plots
@@ -29,6 +29,7 @@ WORD_COLUMNS = [
     "p_wrong",
     "contexts",
 ]
+UNTESTED = "Not tested: this signal takes its sign from the stated lexicon"
 MORE_COLUMNS = ["raw", "tokens", "log_frequency", "lemma"]
 
 
@@ -102,19 +103,20 @@ def probe(learned: Learned, results: Mapping[str, Any]) -> Section:
     """Show the learned value of every word, its agreement with the stated lexicon and every control."""
     facts = {
         "agreement with the stated lexicon": str(learned.overall),
-        "noise twin (the null)": str(learned.twin),
+        f"{twin_name(learned)} (the null)": str(learned.twin),
         "difference, the headline": f"{learned.difference}; {sign_of(learned.difference)}",
         "balanced sign accuracy": f"{learned.sign} (chance 0.5)",
         "interval over tunings": learned.between_tunings,
         "split": learned.split + ("" if learned.split == "lemma" else ": leaks words, no evidence"),
-        "no sign of feedback": f"{len(learned.unlearned())} of {len(learned.words)} words, "
-        "among the central 80 % of neutral words",
+        "no sign of feedback": _unlearned(learned),
     }
-    wrong, words = learned.wrong(fdr=FDR)[WORD_COLUMNS], learned.to_frame()[WORD_COLUMNS + MORE_COLUMNS]
+    words = learned.to_frame()[WORD_COLUMNS + MORE_COLUMNS]
+    wrong = learned.wrong(fdr=FDR)[WORD_COLUMNS] if learned.is_tested else words.head(0)
+    wrong_title = f"Learned with the wrong sign (false discovery rate {FDR:g})" if learned.is_tested else UNTESTED
     grid_title = "Probes: what they read, and how their predictions on words they never saw agree"
     fragments = [
         page.table(agreements(learned), "Agreement with the stated lexicon, and every control"),
-        page.table(wrong, f"Learned with the wrong sign (false discovery rate {FDR:g})"),
+        page.table(wrong, wrong_title),
         *answer_key(learned, results),
         page.table(words, f"All {len(words):,} words (click a header to sort)"),
         page.table(learned.grid_frame(), grid_title),
@@ -122,6 +124,12 @@ def probe(learned: Learned, results: Mapping[str, Any]) -> Section:
         f'<p class="fine">{published.PROBE_NOTE}</p>',
     ]
     return _section("probe", facts, learned.plot(), fragments, signal=learned.signal)
+
+
+def _unlearned(learned: Learned) -> str:
+    if not learned.is_tested:
+        return UNTESTED
+    return f"{len(learned.unlearned())} of {len(learned.words)} words, among the central 80 % of neutral words"
 
 
 def attribute(effects: Effects, results: Mapping[str, Any]) -> Section:

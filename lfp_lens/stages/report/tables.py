@@ -7,7 +7,7 @@ import numpy as np
 
 from lfp_lens.core.stats import Estimate, RankAgreement
 from lfp_lens.results import Divergence, Labels, Learned, SAESet
-from lfp_lens.stages.report.headline import planted_flips
+from lfp_lens.stages.report.headline import planted_flips, twin_name
 from lfp_lens.view import page
 from lfp_lens.view.tokens import token_html
 
@@ -45,8 +45,8 @@ def agreements(learned: Learned) -> "pd.DataFrame":
         f"{learned.signal}, all words": learned.overall,
         "within positive words": learned.positive,
         "within negative words": learned.negative,
-        "control: noise twin": learned.twin,
-        "tuned minus noise twin": learned.difference,
+        f"control: {twin_name(learned)}": learned.twin,
+        f"tuned minus {twin_name(learned)}": learned.difference,
         "control: stated values shuffled within polarity": learned.shuffled,
         **{f"baseline: {name.replace('_', ' ')}": agreement for name, agreement in learned.baselines.items()},
     }
@@ -64,7 +64,7 @@ def agreements(learned: Learned) -> "pd.DataFrame":
 def answer_key(learned: Learned, results: Mapping[str, Any]) -> list[str]:
     """Put the planted values beside what was found, where the tuning record has any."""
     key = results["finetune"].key if "finetune" in results else {}
-    if not key:
+    if not key or not learned.is_tested:
         return []
     flipped, found = planted_flips(learned, key)
     frame = learned.to_frame().set_index("word")[["stated", "measured", "p_wrong"]]

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 
 from lfp_lens.parts.activations import Batch, Encoded, batches, hidden_states, unembed
-from lfp_lens.parts.interventions import Edit, reconstruction_edit
+from lfp_lens.parts.interventions import Edit, intervening, reconstruction_edit
 from lfp_lens.parts.pair import Pair
 from lfp_lens.parts.saes import load_weights
-from lfp_lens.parts.sites import activations_at, editing
+from lfp_lens.parts.sites import activations_at
 from lfp_lens.results.train_sae import SAEWeights
 
 
@@ -70,8 +70,7 @@ def _activations(pair: Pair, side: str, sites: list[str], chosen: Sequence[Encod
     parts: dict[str, list[torch.Tensor]] = {site: [] for site in sites}
     for batch in batches(chosen, device=pair.device):
         acts = activations_at(pair.hf(side), batch.ids_BS, batch.mask_BS, sites)
-        kept = batch.mask_BS.bool()
-        kept[:, 0] &= pair.tokenizer.bos_token_id is None
+        kept = batch.content(pair.tokenizer.bos_token_id)
         for site in sites:
             parts[site].append(acts[site][kept].float())
     return {site: torch.cat(found) for site, found in parts.items()}
@@ -82,9 +81,9 @@ def _splice_costs(
 ) -> tuple[float, dict[Any, float], dict[Any, float]]:
     """Give the clean loss, and KL(clean || edited) and loss under each edit, in nats per token.
 
-    Each batch runs once untouched and once per edit; edits act at every position after the beginning-of-text token.
+    Each batch runs once untouched and once per edit; edits act everywhere but on the beginning-of-text token.
     """
-    model, has_begin = pair.hf(side), pair.tokenizer.bos_token_id is not None
+    model, begin = pair.hf(side), pair.tokenizer.bos_token_id
     totals = dict.fromkeys(edits, (0.0, 0.0))
     clean_total, count = 0.0, 0
     for batch in batches(chosen, device=pair.device, max_batch_tokens=2048):
@@ -95,12 +94,7 @@ def _splice_costs(
         clean_total -= float(clean_NV.gather(-1, wanted).sum())
         count += len(wanted)
         for key, (site, edit) in edits.items():
-
-            def edited(acts_BSD: torch.Tensor, edit: Edit = edit) -> torch.Tensor:
-                new_BSD = edit(acts_BSD)
-                return torch.cat([acts_BSD[:, :1], new_BSD[:, 1:]], dim=1) if has_begin else new_BSD
-
-            with editing(model, {site: edited}):
+            with intervening(model, {site: edit}, begin=begin):
                 edited_NV = _log_probs(model, batch, real)
             kl = float((probs_NV * (clean_NV - edited_NV)).sum())
             totals[key] = (totals[key][0] + kl, totals[key][1] - float(edited_NV.gather(-1, wanted).sum()))

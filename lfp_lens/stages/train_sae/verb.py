@@ -73,16 +73,19 @@ def train_sae(
     """
     inputs = dict(locals())
     ARCHITECTURES[architecture]
+    _check(sites, sizes, sides, tokens, batch_tokens, lr)
     for site in sites:
         module_at(pair.tuned_hf, site)
-    if not sites or not sizes or not sides:
-        raise LensError("train_sae needs at least one site, one size and one side.")
-    encoded = encode(pair.tokenizer, texts, max_tokens=max_tokens)
+    encoded = encode(pair.tokenizer, texts, max_tokens=pair.room(max_tokens))
     n_heldout = max(1, len(encoded) // 10)
     train, heldout = encoded[:-n_heldout], encoded[-n_heldout:]
-    have = sum(len(text.ids) - 1 for text in train)
+    have, judged = (sum(max(0, len(text.ids) - 1) for text in part) for part in (train, heldout))
     if have < batch_tokens:
         raise LensError(f"{have} training tokens are fewer than one batch of {batch_tokens}: give more texts.")
+    if not judged:
+        raise LensError(
+            f"The {n_heldout} held-out texts, the last tenth, hold no tokens to judge an SAE on: give others."
+        )
 
     def make(folder: Path | None) -> SAESet:
         ordered = tuple(sorted(sites, key=layer_of))
@@ -110,6 +113,23 @@ def train_sae(
         return SAESet(tuple(records), pair.fingerprint, cosines, control, curves)
 
     return keep(store, "train_sae", inputs, make)
+
+
+def _check(
+    sites: Sequence[str], sizes: Sequence[float], sides: Sequence[str], tokens: int, batch_tokens: int, lr: float
+) -> None:
+    for name, given in (("site", sites), ("size", sizes), ("side", sides)):
+        if isinstance(given, str) or not len(given) or len(set(given)) < len(given):
+            raise LensError(f"{name}s must be a list of at least one {name}, each once; {given!r} given.")
+    odd = next((side for side in sides if side not in ("base", "tuned")), None)
+    if odd is not None:
+        raise LensError(f"A side is 'base' or 'tuned'; {odd!r} given.")
+    if not 1 <= batch_tokens <= tokens:
+        raise LensError(
+            f"tokens={tokens} must hold at least one batch of batch_tokens={batch_tokens}, and that one token."
+        )
+    if not 0 < lr < float("inf"):
+        raise LensError(f"lr must be a finite number above 0; {lr} given.")
 
 
 def _train_side(
@@ -191,6 +211,5 @@ def _activation_stream(
             chosen = [train[at] for at in order[start : start + 512]]
             for batch in batches(chosen, device=pair.device):
                 acts = activations_at(pair.hf(side), batch.ids_BS, batch.mask_BS, sites)
-                kept = batch.mask_BS.bool()
-                kept[:, 0] &= pair.tokenizer.bos_token_id is None
+                kept = batch.content(pair.tokenizer.bos_token_id)
                 yield {site: acts[site][kept].float().cpu() for site in sites}

@@ -1,0 +1,28 @@
+"""`python -m tests.benchmarks [NAME]`: run all benchmarks, or one, and print a JSON line per comparison."""
+
+import os
+import sys
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+from tests.benchmarks.harvest import harvest
+from tests.benchmarks.train_sae import train_sae
+
+BENCHES = {"harvest": harvest, "train_sae": train_sae}
+
+
+def main(names: list[str]) -> int:
+    """Run the named benchmarks, or all of them."""
+    unknown = sorted(set(names) - set(BENCHES))
+    if unknown:
+        print(f"There is no benchmark {', '.join(unknown)}. Known: {', '.join(BENCHES)}.", file=sys.stderr)
+        return 2
+    for name in names or BENCHES:
+        for comparison in BENCHES[name]():
+            print(comparison.line(), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,94 @@
+"""What every benchmark shares: the shape of the model, CPU seconds, and the line that is printed."""
+
+import dataclasses
+import json
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lfp_lens.parts.speed import fast_matmul
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One number of ours beside one of a peer."""
+
+    bench: str
+    what: str
+    ours: float
+    peer: float
+    peer_name: str
+    precision: str
+    unit: str
+
+    def line(self) -> str:
+        """Give the JSON line; `ratio` above 1 means that ours does more per CPU-second."""
+        rounded = {name: round(value, 1) if isinstance(value, float) else value
+                   for name, value in dataclasses.asdict(self).items()}  # fmt: skip
+        return json.dumps(rounded | {"ratio": round(self.ours / self.peer, 2)})
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The shape of a GPT-NeoX; the default is Pythia-70m's."""
+
+    layers: int = 6
+    width: int = 512
+    heads: int = 8
+    vocabulary: int = 50_304
+    context: int = 128
+
+    def model(self) -> Any:
+        """Give a model of this shape with random weights: speed does not depend on them."""
+        from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+        torch.manual_seed(0)
+        config = GPTNeoXConfig(
+            vocab_size=self.vocabulary, hidden_size=self.width, num_hidden_layers=self.layers, bos_token_id=0,
+            num_attention_heads=self.heads, intermediate_size=4 * self.width, max_position_embeddings=2048, eos_token_id=0,
+        )  # fmt: skip
+        return GPTNeoXForCausalLM(config).eval()
+
+    @property
+    def sites(self) -> list[str]:
+        """The last five layers, as in the paper."""
+        return [f"blocks.{layer}.hook_mlp_out" for layer in range(self.layers)][-5:]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Use one thread while inside, and let the libraries' own warnings pass."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def product(precision: str) -> Iterator[None]:
+    """Use PyTorch's default fp32 product, or `fp32 oneDNN`, the one that the stages use where it is exact."""
+    if precision == "fp32":
+        yield
+        return
+    with fast_matmul():
+        yield
+
+
+def cpu_seconds(jobs: Mapping[str, Callable[[], Any]], *, repeats: int) -> dict[str, float]:
+    """Give the least CPU seconds of each job over the repeats; the jobs take turns. The first round warms up."""
+    found: dict[str, list[float]] = {name: [] for name in jobs}
+    for _ in range(repeats + 1):
+        for name, job in jobs.items():
+            start = time.process_time()
+            job()
+            found[name].append(time.process_time() - start)
+    return {name: min(seconds[1:]) for name, seconds in found.items()}

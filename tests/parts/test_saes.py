@@ -1,0 +1,274 @@
+"""Every architecture trains in SAELens, comes back from our records and from SAELens' own files, and computes the same."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lfp_lens.core.errors import LensError
+from lfp_lens.core.records import home_of
+from lfp_lens.core.store import Store
+from lfp_lens.parts.saes import ARCHITECTURES, export, load_sae, load_weights, new_sae, quiet_sae_lens, random_twin
+from lfp_lens.results.train_sae import SAESet, SAEWeights
+from tests.tiny import tiny_pair, word_saes
+
+WIDTH, SITE = 12, "blocks.1.hook_mlp_out"
+PLANTED = ("wonderful", "terrible", "table", "river")
+NAMES = list(ARCHITECTURES)
+# A batch top-k SAE keeps the k*N largest features of a whole batch while it trains; it is exported as a JumpReLU SAE
+# with the mean threshold it met, because at inference a token's features may not depend on the other tokens.
+SAME_WHEN_EXPORTED = [name for name in NAMES if name != "batchtopk"]
+
+
+def data(n: int = 256, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.randn(20, WIDTH, generator=generator)
+    return (torch.rand(n, 20, generator=generator) * (torch.rand(n, 20, generator=generator) < 0.15)) @ directions
+
+
+def an_sae(architecture: str, *, seed: int = 0, size: float = 2) -> Any:
+    return new_sae(architecture, d_in=WIDTH, size=size, l1=None, k=None, steps=20, seed=seed)
+
+
+def trained(architecture: str, steps: int = 3) -> Any:
+    """Train a few steps as the stage does: SAELens' trainer, inputs scaled, the scale folded in at the end."""
+    lens = quiet_sae_lens()
+    from sae_lens.config import SAETrainerConfig
+
+    sae = an_sae(architecture)
+    config = SAETrainerConfig(
+        total_training_samples=256 * steps, train_batch_size_samples=256, lr=1e-2, lr_end=1e-3, device="cpu",
+        dead_feature_window=50, feature_sampling_window=100, n_batches_for_norm_estimate=1,
+    )  # fmt: skip
+    trainer = lens.SAETrainer(cfg=config, sae=sae, data_provider=iter(()))
+    if sae.cfg.normalize_activations == "expected_average_only_in":
+        trainer.activation_scaler.scaling_factor = float(WIDTH**0.5 / data().norm(dim=-1).mean())
+    before = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
+    with torch.random.fork_rng():
+        for step in range(steps):
+            assert torch.isfinite(trainer.step(data(seed=step)).loss)
+            trainer.n_training_steps += 1
+    assert any(not torch.equal(before[name], tensor) for name, tensor in sae.state_dict().items())
+    if trainer.activation_scaler.scaling_factor is not None:
+        sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
+    return sae
+
+
+def exported(sae: Any) -> SAEWeights:
+    return export(sae, site=SITE, model_name="tiny")
+
+
+def test_the_paper_and_every_common_architecture_are_there() -> None:
+    assert {"standard", "topk", "batchtopk", "jumprelu", "gated", "tied"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("architecture", NAMES)
+def test_a_trained_sae_reads_the_same_through_us_and_through_saelens(architecture: str, tmp_path: Path) -> None:
+    weights = exported(trained(architecture))
+    ours = load_weights(weights)
+    written = weights.write_files(tmp_path)
+    theirs = quiet_sae_lens().SAE.load_from_disk(tmp_path / written["folder"])
+    with torch.no_grad():
+        features = ours.encode(data())
+        assert features.shape == (256, 24) and (features > 0).any()
+        assert torch.equal(features, theirs.encode(data()))
+        assert torch.equal(ours.decode(features), theirs.decode(features))
+    assert theirs.cfg.metadata.hook_name == SITE
+
+
+@pytest.mark.parametrize("architecture", SAME_WHEN_EXPORTED)
+def test_the_export_computes_what_the_training_sae_computed(architecture: str) -> None:
+    sae = trained(architecture)
+    ours = load_weights(exported(sae))
+    with torch.no_grad():
+        # Folding decoder norms into a top-k encoder rescales fp32 weights; nothing else differs.
+        torch.testing.assert_close(ours(data()), sae(data()), atol=1e-5, rtol=1e-5)
+
+
+def test_a_batch_top_k_sae_is_exported_with_a_threshold() -> None:
+    sae = trained("batchtopk", steps=60)
+    weights = exported(sae)
+    assert weights.config["architecture"] == "jumprelu"
+    ours, batch = load_weights(weights), data()
+    with torch.no_grad():
+        during, after = sae.encode(batch), ours.encode(batch)
+        one_by_one = torch.cat([ours.encode(row) for row in batch.split(1)])
+    torch.testing.assert_close(one_by_one, after, atol=1e-5, rtol=1e-5)
+    both = (during > 0) & (after > 0)
+    assert both.any(), "where both keep a feature, it has the same value"
+    torch.testing.assert_close(after[both], during[both], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", NAMES)
+def test_exporting_leaves_the_training_sae_as_it_was(architecture: str) -> None:
+    sae = trained(architecture)
+    before = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
+    first, second = exported(sae), exported(sae)
+    assert first == second and first.fingerprint == second.fingerprint
+    assert all(torch.equal(tensor, sae.state_dict()[name]) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize("architecture", NAMES)
+def test_the_same_seed_gives_the_same_weights_and_leaves_the_global_state(architecture: str) -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    one, other, third = an_sae(architecture), an_sae(architecture), an_sae(architecture, seed=1)
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in one.state_dict().items())
+    assert any(not torch.equal(tensor, third.state_dict()[name]) for name, tensor in one.state_dict().items())
+
+
+@pytest.mark.parametrize("architecture", ["standard", "topk", "batchtopk", "gated"])
+def test_scaled_training_is_undone_in_the_weights(architecture: str) -> None:
+    """The exported dictionary takes activations as they come: their scale is in its weights."""
+    sae, batch = an_sae(architecture), data()
+    assert sae.cfg.normalize_activations == "expected_average_only_in"
+    with torch.no_grad():
+        features, made = sae.encode(3 * batch), sae(3 * batch) / 3
+        sae.fold_activation_norm_scaling_factor(3.0)
+        assert torch.equal(sae.encode(batch) > 0, features > 0)
+        torch.testing.assert_close(sae(batch), made, atol=1e-5, rtol=1e-5)
+    assert exported(sae).config["normalize_activations"] == "none"
+
+
+def test_the_tied_sae_has_unit_rows_and_its_transpose_as_encoder() -> None:
+    for sae in (an_sae("tied"), trained("tied")):
+        tensors = exported(sae).tensors
+        np.testing.assert_allclose(np.linalg.norm(tensors["W_dec"], axis=1), 1, atol=1e-6)
+        np.testing.assert_array_equal(tensors["W_enc"], tensors["W_dec"].T)
+    assert exported(sae).config["architecture"] == "standard"
+    assert exported(sae).config["apply_b_dec_to_input"] is False
+
+
+def test_the_tied_sae_is_the_papers_equation() -> None:
+    tensors, batch = exported(trained("tied")).tensors, data().numpy()
+    features = np.maximum(batch @ tensors["W_dec"].T + tensors["b_enc"], 0)
+    ours = load_weights(exported(trained("tied")))
+    with torch.no_grad():
+        np.testing.assert_allclose(ours.encode(data()).numpy(), features, atol=1e-5)
+        wanted = features @ tensors["W_dec"] + tensors["b_dec"]
+        np.testing.assert_allclose(ours(data()).numpy(), wanted, atol=1e-5)
+
+
+def test_the_tied_loss_is_the_papers_up_to_the_width() -> None:
+    """Paper: mean squared error over all elements + l1 * L1 norm of a token's features, averaged over tokens."""
+    from sae_lens.saes.sae import TrainStepInput
+
+    sae = new_sae("tied", d_in=WIDTH, size=2, l1=0.01, k=None, steps=20, seed=0)
+    batch = data()
+    coefficients = {name: given.value for name, given in sae.get_coefficients().items()}
+    step = TrainStepInput(sae_in=batch, coefficients=coefficients, dead_neuron_mask=None, n_training_steps=0,
+                          is_logging_step=False)  # fmt: skip
+    out = sae.training_forward_pass(step)
+    with torch.no_grad():
+        features = torch.relu(batch @ sae.W_dec.T + sae.b_enc)
+        error = ((features @ sae.W_dec + sae.b_dec - batch) ** 2).mean()
+        wanted = error + 0.01 * features.sum(-1).mean()
+    assert float(out.loss.detach()) == pytest.approx(WIDTH * float(wanted), rel=1e-5)
+
+
+def test_the_tied_gradient_keeps_rows_at_unit_length() -> None:
+    """The norm is inside the graph, so a row's gradient is orthogonal to the row."""
+    sae, batch = an_sae("tied"), data()
+    sae(batch).square().sum().backward()
+    along = (sae.W.grad * sae.W).sum(-1)
+    assert float(sae.W.grad.norm()) > 0.1
+    torch.testing.assert_close(along, torch.zeros(24), atol=1e-3 * float(sae.W.grad.norm()), rtol=0)
+
+
+def test_a_tied_sae_refuses_a_scale_that_it_cannot_fold() -> None:
+    from lfp_lens.parts.tied_sae import TiedTrainingSAEConfig
+
+    with pytest.raises(LensError, match="A tied SAE cannot fold a scale into its weights"):
+        TiedTrainingSAEConfig(d_in=4, d_sae=4, normalize_activations="expected_average_only_in")
+
+
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk"])
+def test_k_is_the_number_of_active_features(architecture: str) -> None:
+    sae = new_sae(architecture, d_in=WIDTH, size=2, l1=None, k=3, steps=20, seed=0)
+    with torch.no_grad():
+        active = (sae.encode(data()) > 0).float().sum(-1)
+    assert float(active.mean()) <= 3
+    if architecture == "topk":
+        assert int(active.max()) == 3
+
+
+@pytest.mark.parametrize("architecture", NAMES)
+def test_a_narrow_sae_can_be_made(architecture: str) -> None:
+    sae = new_sae(architecture, d_in=32, size=0.1, l1=None, k=None, steps=20, seed=0)
+    with torch.no_grad():
+        assert sae.encode(torch.randn(5, 32)).shape == (5, 3)
+
+
+def test_a_random_twin_keeps_norms_and_biases_and_nothing_else() -> None:
+    weights = exported(trained("standard"))
+    twin = random_twin(weights, seed=0)
+    assert twin.tensors.keys() == weights.tensors.keys()
+    for name in ("b_enc", "b_dec"):
+        np.testing.assert_array_equal(twin.tensors[name], weights.tensors[name])
+    for name, axis in (("W_dec", 1), ("W_enc", 0)):
+        given, made = weights.tensors[name], twin.tensors[name]
+        np.testing.assert_allclose(np.linalg.norm(made, axis=axis), np.linalg.norm(given, axis=axis), rtol=1e-5)
+        cosines = (given * made).sum(axis) / np.linalg.norm(made, axis=axis) / np.linalg.norm(given, axis=axis)
+        # 24 random directions in 12 dimensions: the mean cosine has standard error 0.06.
+        assert abs(cosines.mean()) < 0.25
+    assert random_twin(weights, seed=0) == twin != random_twin(weights, seed=1)
+    with torch.no_grad():
+        assert load_weights(twin).encode(data()).shape == (256, 24)
+
+
+def test_a_set_of_saes_comes_back_from_the_store(tmp_path: Path) -> None:
+    pair = tiny_pair()
+    saes = word_saes(pair, PLANTED)
+    store = Store(tmp_path)
+    read = store.get("train_sae", {}, lambda folder: saes)
+    assert isinstance(read, SAESet) and home_of(read) is not None
+    for one, other in zip(saes.saes, read.saes):
+        assert one.weights == other.weights and one.weights.fingerprint == other.weights.fingerprint
+        with torch.no_grad():
+            batch = torch.randn(9, 16)
+            assert torch.equal(load_sae(one).encode(batch), load_sae(other).encode(batch))
+
+
+def test_a_damaged_sae_file_is_refused_with_its_folder(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.get("train_sae", {}, lambda folder: word_saes(tiny_pair(), PLANTED))
+    path = next((tmp_path / "train_sae").resolve().rglob("sae_weights.safetensors"))
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:50], whole[:-100], b"\xff" * 100):
+        path.write_bytes(damaged)
+        with pytest.raises(LensError, match=r"train_sae-\w+ cannot be read.*Delete that folder and rerun"):
+            store.read("train_sae")
+
+
+def test_a_loaded_sae_does_not_train() -> None:
+    sae = load_weights(exported(trained("standard")))
+    assert not sae.training and not any(weight.requires_grad for weight in sae.parameters())
+
+
+def test_loading_does_not_touch_the_record() -> None:
+    weights = exported(trained("topk"))
+    before = weights.fingerprint
+    sae = load_weights(weights)
+    with torch.no_grad():
+        sae.W_dec += 1
+    assert weights.fingerprint == before and "metadata" in weights.config
+    load_weights(weights)
+
+
+def test_an_unknown_architecture_is_refused_with_the_nearest() -> None:
+    with pytest.raises(LensError, match=r"Unknown SAE architecture 'topp'\. Did you mean 'topk'\?"):
+        an_sae("topp")
+
+
+def test_an_sae_without_features_is_refused() -> None:
+    with pytest.raises(LensError, match=r"size 0\.01 on 12 dimensions has no features"):
+        an_sae("standard", size=0.01)
+
+
+@pytest.mark.parametrize("k", [0, -1, 25])
+def test_a_k_that_cannot_be_is_refused(k: int) -> None:
+    with pytest.raises(LensError, match=f"k={k} features cannot be active at once in an SAE of 24"):
+        new_sae("topk", d_in=WIDTH, size=2, l1=None, k=k, steps=20, seed=0)
