@@ -116,6 +116,8 @@ def _wanted(until: str | None) -> tuple[str, ...]:
 
 def _step(verb: str, done: Run, make: Callable[[], Any]) -> None:
     """Run one verb unless something it needs was refused; keep a refusal's reason."""
+    if verb in done.refusals:
+        return
     missing = next((need for need in NEEDS[verb] if need in done.refusals), None)
     if missing is not None:
         done.refusals[verb] = f"it needs {missing}, which was refused: {done.refusals[missing]}"

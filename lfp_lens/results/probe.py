@@ -174,7 +174,7 @@ class Learned:
     def _repr_html_(self) -> str:
         facts = {
             "agreement with the stated lexicon": str(self.overall),
-            "minus the noise twin": str(self.difference),
+            "minus its twin": str(self.difference),
             "within positives / negatives": f"{self.positive or 'too few'} / {self.negative or 'too few'}",
             "balanced sign accuracy": str(self.sign),
             "interval over tunings": self.between_tunings,

@@ -55,7 +55,7 @@ WORDS = {
         "Learned feedback, word by word",
         "What the tuning did to each word, read by {signal} and centred by words outside the lexicon: 0 "
         "is neutral, 1 is one spread of the neutral words. The headline is the rank agreement with the "
-        "stated lexicon minus that of the noise twin.",
+        "stated lexicon minus that of its twin, which learned nothing.",
         "Values are of this one checkpoint: another tuning by the same recipe may differ. An empty list "
         "of wrong words means that none is certain, not that all are right; and a probe that reads a "
         "value off features does not show that the model uses them.",
