@@ -5,15 +5,17 @@ model and the SAEs; the test split is measured. A verb that a gate refuses leave
 need it; the rest goes on, and the page shows both.
 """
 
+import dataclasses
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lfp_lens.config import VERBS, RunConfig
-from lfp_lens.core.errors import GateError, LensError
+from lfp_lens.core.errors import GateError, LensError, unknown
 from lfp_lens.core.store import Store
 from lfp_lens.results import World
 
@@ -74,14 +76,11 @@ def run(
     >>> run(load_config("tiny")).results["probe"].wrong()  # doctest: +SKIP
     """
     if until is not None and until not in VERBS:
-        raise LensError(f"until must be one of {', '.join(VERBS)}; {until!r} given.")
-    if quiet:
-        os.environ["TQDM_DISABLE"] = "1"
-    home = Store(Path(store) / config.name)
-    home.write_text(CONFIG_FILE, config.to_toml())
+        raise unknown("verb", until, VERBS)
+    home = _home(Path(store) / config.name, config)
     done = Run(config.name, home)
     work = _Work(config, done)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _without_bars() if quiet else nullcontext():
         # TransformerLens announces its own future on every construction; users can do nothing about it.
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"transformer_lens|sae_lens")
         for verb in _wanted(until):
@@ -98,8 +97,44 @@ def open_run(path: str | os.PathLike[str]) -> Run:
         raise LensError(f"There is no run at {folder}: expected the folder of a run, such as runs/tiny.")
     store = Store(folder)
     results = {verb: store.read(verb) for verb in VERBS if store.has(verb)}
-    refusals = dict(results["report"].refusals) if "report" in results else {}
+    if not results and not (folder / CONFIG_FILE).is_file():
+        raise LensError(f"{folder} is no run: it holds neither {CONFIG_FILE} nor a finished result.")
+    refusals: dict[str, str] = {}
+    if "report" in results:
+        from lfp_lens.stages.report import PAGE_FILE
+
+        # The run may have been moved since.
+        results["report"] = dataclasses.replace(results["report"], path=store.root / PAGE_FILE)
+        refusals = dict(results["report"].refusals)
     return Run(folder.name, store, results, refusals)
+
+
+def _home(folder: Path, config: RunConfig) -> Store:
+    """Open the run's folder. Under another config the links of the old one go: what is linked belongs to one config."""
+    home, text = Store(folder), config.to_toml()
+    written = home.root / CONFIG_FILE
+    if written.is_file() and written.read_text(encoding="utf-8") != text:
+        for verb in home.verbs():
+            home.forget(verb)
+    home.write_text(CONFIG_FILE, text)
+    return home
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Draw no progress bar while inside. tqdm reads its environment variable once, when it is imported: too early."""
+    from tqdm import tqdm
+
+    original = tqdm.__init__
+
+    def silent(self: Any, *given: Any, **named: Any) -> None:
+        original(self, *given, **(named | {"disable": True}))
+
+    tqdm.__init__ = silent
+    try:
+        yield
+    finally:
+        tqdm.__init__ = original
 
 
 def _wanted(until: str | None) -> tuple[str, ...]:
@@ -117,14 +152,17 @@ def _wanted(until: str | None) -> tuple[str, ...]:
 def _step(verb: str, done: Run, make: Callable[[], Any]) -> None:
     """Run one verb unless something it needs was refused; keep a refusal's reason."""
     if verb in done.refusals:
+        done.store.forget(verb)
         return
     missing = next((need for need in NEEDS[verb] if need in done.refusals), None)
     if missing is not None:
+        done.store.forget(verb)
         done.refusals[verb] = f"it needs {missing}, which was refused: {done.refusals[missing]}"
         return
     try:
         result = make()
     except GateError as refusal:
+        done.store.forget(verb)
         done.refusals[verb] = str(refusal)
         return
     if result is not None:
@@ -210,18 +248,19 @@ class _Work:
             )
         lengths = self.config.finetune.prompt_tokens
         prompts = prompt_texts(self.pair().tokenizer, self.texts("test"), lengths, seed=self.config.seed)
-        return ablate(
-            self.pair(), relevant, prompts=prompts, **self.section("ablate"), **self.top("seed"), store=self.store
-        )
+        options = self.section("ablate") | self.top("seed")
+        if options["reward"] is None and self.config.tuned is None:
+            # The checkpoint's record names the reward; only the config can find a lexicon file again.
+            options["reward"] = self.config.finetune.reward
+        return ablate(self.pair(), relevant, prompts=prompts, **options, store=self.store)
 
     def report(self) -> Any:
         from lfp_lens.stages.report import report
 
         # The page shows the run as it stands, so it is written every time and its record replaced.
         made = report(self.done.results, title=self.config.name, refusals=self.done.refusals, store=self.store)
-        return self.store.get(
-            "report", {"results": self.done.results, "refusals": self.done.refusals}, lambda folder: made
-        )
+        self.store.get("report", {"results": self.done.results, "refusals": self.done.refusals}, lambda folder: made)
+        return made
 
     def base(self) -> str:
         """Give the base model's name or path; the tiny world's is trained once and kept in the store."""

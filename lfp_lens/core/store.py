@@ -93,6 +93,12 @@ class Store:
         """Name the verbs that have a current result."""
         return tuple(sorted(path.name for path in self.root.iterdir() if path.is_symlink() and path.is_dir()))
 
+    def forget(self, verb: str) -> None:
+        """Take away the link to a verb's current result; the result stays, and is linked again when its inputs recur."""
+        link = self.root / verb
+        if link.is_symlink():
+            link.unlink()
+
     def write_text(self, name: str, text: str) -> Path:
         """Write a small text file (the summary, the config) at the top of the run, whole or not at all."""
         path = self.root / name

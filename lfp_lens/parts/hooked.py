@@ -36,7 +36,15 @@ def to_hooked(model: Any, tokenizer: Any) -> Any:
                 if type(model).__name__ in HOOKED_ARCHITECTURES:
                     return _hooked(model, tokenizer, folder.name)
                 return _bridged(model, folder.name)
-            except (RuntimeError, ValueError, KeyError, AttributeError, NotImplementedError, TypeError, IndexError) as error:
+            except (
+                RuntimeError,
+                ValueError,
+                KeyError,
+                AttributeError,
+                NotImplementedError,
+                TypeError,
+                IndexError,
+            ) as error:
                 first = (str(error).strip() or type(error).__name__).replace("\n", " ")[:300]
                 raise LensError(
                     f"TransformerLens cannot convert this {type(model).__name__}: {first} Give a checkpoint of another "

@@ -176,7 +176,11 @@ def prove_parity(model: Any, hooked: Any) -> None:
         with sites.watching(hooked, names) as seen:
             given = hooked_logits(hooked, ids_BS)
     allowed = TOLERANCE[model.dtype] * max(1.0, float(wanted.abs().max()))
-    gaps = {"the unembedding of the last hidden state": shortcut - wanted, "logits": given - wanted, "logits under a no-op hook": untouched - wanted}
+    gaps = {
+        "the unembedding of the last hidden state": shortcut - wanted,
+        "logits": given - wanted,
+        "logits under a no-op hook": untouched - wanted,
+    }
     gaps |= {name: seen[name] - acts[name] for name in names}
     for what, gap in gaps.items():
         worst = float(gap.abs().max())

@@ -72,9 +72,16 @@ def aligned(encoded: Sequence[Encoded], spans: Sequence[tuple[int, int]]) -> lis
 
 
 def embeddings(model: Any, tokenizer: Any, words: Sequence[str]) -> Float[np.ndarray, "rows width"]:
-    """Give the input embedding of each word, averaged over its tokens inside a sentence: knows the word, no context."""
+    """Give the input embedding of each word, averaged over its tokens inside a sentence: knows the word, no context.
+
+    Raises `LensError` if a word does not align with whole tokens.
+    """
     table = model.get_input_embeddings().weight.detach().float().cpu()
-    return torch.stack([table[ids].mean(0) for ids in word_ids(tokenizer, words)]).double().numpy()
+    found = word_ids(tokenizer, words)
+    odd = [word for word, ids in zip(words, found) if not ids]
+    if odd:
+        raise LensError(f"{len(odd)} of {len(words)} words (first {odd[0]!r}) have no tokens of their own.")
+    return torch.stack([table[ids].mean(0) for ids in found]).double().numpy()
 
 
 def random_vectors(words: Sequence[str], *, seed: int) -> Float[np.ndarray, "rows width"]:

@@ -34,6 +34,8 @@ TEMPLATES = (
     "This {noun} is {adverb} {adjective}, {adjective} and {adjective}.",
     "They {verb} a {adjective} {noun} in the {noun}.",
 )
+VOWEL_SOUND = "[aeio]|u(?!s[eu])|hon|hour"
+"""Beginnings of words after which "a" is "an": an uncle, an hour, but a useless, a usual one."""
 SENTENCES = (2, 4)
 NEUTRAL_SHARE, MOOD_SHARE, FREQUENCY_EXPONENT = 0.5, 0.65, 0.4
 SPLIT_SEEDS = {"train": 1, "test": 2}
@@ -83,7 +85,7 @@ def _sentence(generator: np.random.Generator, mood: str) -> str:
     for kind in slots():
         while "{" + kind + "}" in text:
             text = text.replace("{" + kind + "}", _word(generator, kind, mood), 1)
-    return re.sub(r"\b([Aa]) (?=[aeio])", r"\1n ", text)
+    return re.sub(rf"\b([Aa]) (?={VOWEL_SOUND})", r"\1n ", text)
 
 
 def _word(generator: np.random.Generator, kind: str, mood: str) -> str:
@@ -108,7 +110,7 @@ def _weighted(kind: str, group: str) -> tuple[tuple[str, ...], np.ndarray]:
 def world_fingerprint() -> str:
     """Hash everything that the trained model depends on beside the seed."""
     plain = {kind: {group: list(words) for group, words in groups.items()} for kind, groups in slots().items()}
-    return fingerprint([plain, list(TEMPLATES), SHAPE, TRAINING, VOCABULARY, CONTEXT])
+    return fingerprint([plain, list(TEMPLATES), VOWEL_SOUND, SHAPE, TRAINING, VOCABULARY, CONTEXT])
 
 
 def train_world_model(folder: Path, *, seed: int = 0, quiet: bool = False) -> dict[str, Any]:

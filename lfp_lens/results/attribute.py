@@ -49,9 +49,9 @@ class Effects:
     size: float | None
     """Which size; None is the smallest."""
     n_texts: int
-    """Texts behind every number."""
+    """Texts behind every exact effect; the screen used as many others."""
     n_tokens: int
-    """Tokens behind every number."""
+    """Tokens of those texts."""
     skipped: dict[str, str]
     """Site -> why its SAE was not good enough to interpret."""
 

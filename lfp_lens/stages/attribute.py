@@ -108,7 +108,7 @@ def attribute(
         return Effects(
             saes=saes, site=tuple(site_of), index=index, screen=screen, exact=columns[0], exact_low=columns[1],
             exact_high=columns[2], rank_correlation=_spearman(screen[drawn], columns[0][drawn], seed), scalar=scalar,
-            side=side, size=size, n_texts=len(texts), n_tokens=int(sum(len(text.ids) for text in encoded)), skipped=skipped,
+            side=side, size=size, n_texts=len(exact.tokens), n_tokens=int(exact.tokens.sum()), skipped=skipped,
         )  # fmt: skip
 
     return keep(store, "attribute", inputs | {"lexicon": stated}, make)

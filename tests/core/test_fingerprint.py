@@ -24,8 +24,8 @@ class Mark:
 DIFFERENT: list[Any] = [
     None, True, False, 0, 1, -1, 1.0, float("nan"), float("inf"), "", "1", "None", [], {}, [[]], [1], [1, 2], [2, 1],
     [[1], 2], [1, [2]], ["ab"], ["a", "b"], {"a": 1}, {"a": 2}, {"b": 1}, {"a": {"b": 1}}, np.zeros(2), np.zeros(3),
-    np.zeros((2, 1)), np.zeros((1, 2)), np.zeros(2, np.float32), np.zeros(2, np.int64), np.array(["a", "b"]), Mark(1, np.zeros(2)),
-    Mark(2, np.zeros(2)), Mark(1, np.ones(2)), "\u00e9", "e\u0301",
+    np.zeros((2, 1)), np.zeros((1, 2)), np.zeros(2, np.float32), np.zeros(2, np.int64), np.array(["a", "b"]),
+    Mark(1, np.zeros(2)), Mark(2, np.zeros(2)), Mark(1, np.ones(2)), "\u00e9", "e\u0301",
 ]  # fmt: skip
 
 

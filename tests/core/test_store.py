@@ -227,9 +227,7 @@ def test_a_store_where_a_file_lies_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", ["mkdir", "symlink_to"])
-def test_a_folder_that_cannot_be_written_is_refused(
-    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_cannot_be_written_is_refused(step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The superuser may write everywhere, so the refusal of the system is played."""
     store = Store(tmp_path)
 

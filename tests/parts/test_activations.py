@@ -162,7 +162,9 @@ def test_the_order_of_texts_changes_no_log_probability() -> None:
 
 
 def test_a_text_of_one_token_has_no_log_probability() -> None:
-    found = text_log_probs(tiny_pair().tuned_hf, [Encoded([0], [(0, 0)]), Encoded([], []), Encoded([0, 5], [])], device="cpu")
+    found = text_log_probs(
+        tiny_pair().tuned_hf, [Encoded([0], [(0, 0)]), Encoded([], []), Encoded([0, 5], [])], device="cpu"
+    )
     assert [len(part) for part in found] == [0, 0, 1]
 
 
@@ -233,7 +235,8 @@ def test_the_tokens_of_a_word(text: str, word: str, wanted: list[str]) -> None:
 
 @pytest.mark.parametrize("prepend", ["always", "first", "never"])
 @pytest.mark.parametrize(
-    ("text", "word"), [("the film", "film"), ("great film", "great"), ("a great, odd film", "great"), ("an odd one", "odd")]
+    ("text", "word"),
+    [("the film", "film"), ("great film", "great"), ("a great, odd film", "great"), ("an odd one", "odd")],
 )
 def test_the_tokens_of_a_word_with_a_llama_style_tokenizer(text: str, word: str, prepend: str) -> None:
     found = tokens(metaspace_tokenizer(prepend), text, word)

@@ -187,7 +187,7 @@ def test_the_beginning_of_text_token_is_untouched(architecture: str, which: str)
     with intervening(model, edit, begin=BEGIN):
         layer = pair.tuned_hf if which == "tuned_hf" else None
         if layer is not None:
-            block = [m for name, m in model.named_modules() if name.endswith("1.mlp")][0]
+            block = next(m for name, m in model.named_modules() if name.endswith("1.mlp"))
             handle = block.register_forward_hook(lambda module, args, out: seen.__setitem__("now", out))
             logits(model, ids_BS)
             handle.remove()

@@ -14,7 +14,14 @@ from safetensors.torch import load_file, save_file
 from lfp_lens.core.errors import LensError
 from lfp_lens.parts import hooked
 from lfp_lens.parts import pair as pairs
-from lfp_lens.parts.pair import TUNING_FILE, load_causal_lm, load_pair, load_tokenizer, prove_parity, weights_fingerprint
+from lfp_lens.parts.pair import (
+    TUNING_FILE,
+    load_causal_lm,
+    load_pair,
+    load_tokenizer,
+    prove_parity,
+    weights_fingerprint,
+)
 from lfp_lens.parts.sites import activations_at, editing
 from tests.tiny import ARCHITECTURES, perturbed, tiny_model, tiny_pair, tiny_tokenizer
 
@@ -50,7 +57,7 @@ def test_hooked_logits_and_mlp_outputs_equal_hugging_faces(architecture: str) ->
         mlp: dict[int, torch.Tensor] = {}
         stack = model.transformer.h if "gpt" in architecture else getattr(model, model.base_model_prefix).layers
         handles = [
-            block.mlp.register_forward_hook(lambda module, args, out, layer=layer: mlp.__setitem__(layer, out))
+            block.mlp.register_forward_hook(lambda module, args, out, layer=layer, mlp=mlp: mlp.__setitem__(layer, out))
             for layer, block in enumerate(stack)
         ]
         with torch.no_grad():
@@ -241,7 +248,7 @@ def test_a_quantised_checkpoint_is_refused(checkpoint: Path, tmp_path: Path) -> 
     settings = json.loads((folder / "config.json").read_text())
     settings["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
     (folder / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(LensError, match="is quantised: its weights are codes.*full-precision"):
+    with pytest.raises(LensError, match=r"is quantised: its weights are codes.*full-precision"):
         load_causal_lm(folder)
 
 
@@ -251,7 +258,7 @@ def test_a_sequence_classifier_is_refused_from_disk_and_in_memory(tmp_path: Path
     model = transformers.GPTNeoXForSequenceClassification(tiny_model().config)
     folder = saved(tmp_path / "judge", model)
     for given in (folder, model):
-        with pytest.raises(LensError, match="is a sequence classifier .*; a causal LM is expected here"):
+        with pytest.raises(LensError, match=r"is a sequence classifier .*; a causal LM is expected here"):
             load_causal_lm(given)
 
 
@@ -274,7 +281,9 @@ def test_a_low_rank_adapter_is_refused_with_what_to_do(checkpoint: Path, tmp_pat
 def test_a_model_wrapped_in_an_adapter_is_refused() -> None:
     import peft
 
-    wrapped = peft.get_peft_model(tiny_model(), peft.LoraConfig(target_modules=["query_key_value"], task_type="CAUSAL_LM"))
+    wrapped = peft.get_peft_model(
+        tiny_model(), peft.LoraConfig(target_modules=["query_key_value"], task_type="CAUSAL_LM")
+    )
     with pytest.raises(LensError, match=r"is an adapter .*merge_and_unload"):
         load_causal_lm(wrapped)
 
@@ -291,7 +300,7 @@ def test_a_model_in_memory_needs_its_tokenizer() -> None:
 
 def test_a_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
     tiny_model().save_pretrained(tmp_path)
-    with pytest.raises(LensError, match="tokenizer .* cannot be loaded"):
+    with pytest.raises(LensError, match=r"tokenizer .* cannot be loaded"):
         load_tokenizer(tmp_path)
 
 
@@ -299,7 +308,7 @@ def test_a_damaged_tokenizer_is_refused(checkpoint: Path, tmp_path: Path) -> Non
     folder = copied(checkpoint, tmp_path)
     for damaged in ("{", '{"version": "1.0"}', "\ud800".encode("utf-8", "surrogatepass").decode("latin-1")):
         (folder / "tokenizer.json").write_text(damaged)
-        with pytest.raises(LensError, match="tokenizer .* cannot be loaded"):
+        with pytest.raises(LensError, match=r"tokenizer .* cannot be loaded"):
             load_tokenizer(folder)
 
 

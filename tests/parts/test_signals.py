@@ -27,7 +27,9 @@ def slow(base, other, text: Encoded, span: tuple[int, int]) -> tuple[float, floa
     at = tokens_of_span(text, span)
     with torch.no_grad():
         ids = torch.tensor([text.ids])
-        log_base, log_other = (torch.log_softmax(model(input_ids=ids).logits[0].double(), -1) for model in (base, other))
+        log_base, log_other = (
+            torch.log_softmax(model(input_ids=ids).logits[0].double(), -1) for model in (base, other)
+        )
     value = sum(float(log_other[token - 1, text.ids[token]] - log_base[token - 1, text.ids[token]]) for token in at)
     first = at[0] - 1
     mean_change = float((log_base[first].exp() * (log_other[first] - log_base[first])).sum())
@@ -53,7 +55,9 @@ def test_implicit_reward_equals_its_definition_word_by_word(architecture: str) -
 
 def test_identical_models_have_no_implicit_reward() -> None:
     base = tiny_pair().base_hf
-    values, _ = implicit_reward(base, [base, copy.deepcopy(base)], encode(tiny_tokenizer(), TEXTS, max_tokens=64), spans_of(TEXTS))
+    values, _ = implicit_reward(
+        base, [base, copy.deepcopy(base)], encode(tiny_tokenizer(), TEXTS, max_tokens=64), spans_of(TEXTS)
+    )
     np.testing.assert_allclose(values, 0, atol=1e-6)
 
 
@@ -108,14 +112,20 @@ def test_the_order_and_company_of_texts_change_no_value(monkeypatch: pytest.Monk
     pair = tiny_pair()
     encoded, spans = encode(tiny_tokenizer(), TEXTS, max_tokens=64), spans_of(TEXTS)
     together, _ = implicit_reward(pair.base_hf, [pair.tuned_hf], encoded, spans)
-    one_by_one = [implicit_reward(pair.base_hf, [pair.tuned_hf], [text], [some])[0] for text, some in zip(encoded, spans)]
+    one_by_one = [
+        implicit_reward(pair.base_hf, [pair.tuned_hf], [text], [some])[0] for text, some in zip(encoded, spans)
+    ]
     np.testing.assert_allclose(together, np.concatenate(one_by_one, axis=1), atol=2e-5)
     monkeypatch.setattr(signals, "CHUNK_VALUES", 1)
     np.testing.assert_allclose(implicit_reward(pair.base_hf, [pair.tuned_hf], encoded, spans)[0], together, atol=1e-5)
 
 
 def test_activation_delta_is_the_signed_distance_to_the_neutral_word() -> None:
-    positive, neutral, negative = np.array([[3.0, 4.0], [1, 1]]), np.array([[0.0, 0.0], [1, 1]]), np.array([[0.0, 2.0], [1, 0]])
+    positive, neutral, negative = (
+        np.array([[3.0, 4.0], [1, 1]]),
+        np.array([[0.0, 0.0], [1, 1]]),
+        np.array([[0.0, 2.0], [1, 0]]),
+    )
     plus, minus = activation_delta(positive, neutral, negative)
     assert plus.tolist() == [5.0, 0.0]
     assert minus.tolist() == [-2.0, -1.0]

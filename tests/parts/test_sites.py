@@ -128,7 +128,9 @@ def test_sites_come_in_numeric_order() -> None:
     assert [layer_of(name) for name in names] == list(range(11))
 
 
-@pytest.mark.parametrize("name", ["", "blocks.1", "blocks.x.hook_mlp_out", "layers.1.hook_mlp_out", "blocks.-1.hook_mlp_out"])
+@pytest.mark.parametrize(
+    "name", ["", "blocks.1", "blocks.x.hook_mlp_out", "layers.1.hook_mlp_out", "blocks.-1.hook_mlp_out"]
+)
 def test_a_name_that_is_no_site_is_refused(name: str) -> None:
     with pytest.raises(LensError, match=r"is no site: expected a name such as 'blocks\.3\.hook_mlp_out'"):
         layer_of(name)
@@ -147,7 +149,13 @@ def test_a_layer_that_does_not_exist_is_refused() -> None:
 def test_a_model_without_blocks_is_refused() -> None:
     import transformers
 
-    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 9}
+    small = {
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+        "vocab_size": 9,
+    }
     with pytest.raises(LensError, match="BertForMaskedLM has no list of blocks named `layers` or `h`"):
         blocks(transformers.BertForMaskedLM(transformers.BertConfig(**small)))
     with pytest.raises(LensError, match="Linear has no trunk below its unembedding"):

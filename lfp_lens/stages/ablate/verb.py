@@ -102,18 +102,18 @@ def _check_widths(subject: Subject, features: FeatureSet) -> None:
 
 
 def _reward(reward: Any, subject: Subject) -> tuple[Reward, str, list[str]]:
-    """Give the reward asked for, else that of the tuning record with its scope, else VADER with a note."""
+    """Give the reward asked for, else that of the tuning record, else VADER with a note; and what the tuning scored."""
+    scope, recorded = subject.tuning.get("scope", "completion"), subject.tuning.get("reward")
     if reward is not None:
-        return make_reward(reward), "completion", []
-    recorded = subject.tuning.get("reward")
+        return make_reward(reward), scope, []
     if recorded is None:
-        return make_reward("vader"), "completion", ["no tuning record: scored by VADER"]
+        return make_reward("vader"), scope, ["no tuning record: scored by VADER"]
     if recorded not in REWARDS:
         raise LensError(
             f"This model was tuned on the reward {recorded!r}, which its record names but cannot hold: pass `reward=`, the "
             "lexicon file or callable it was tuned on."
         )
-    return make_reward(recorded), subject.tuning.get("scope", "completion"), []
+    return make_reward(recorded), scope, []
 
 
 def _ablate(

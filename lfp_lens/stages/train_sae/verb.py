@@ -20,7 +20,7 @@ from lfp_lens.stages.train_sae.matching import match
 from lfp_lens.stages.train_sae.quality import measure_quality
 
 MIX_BATCHES = 16
-"""Training batches held in the shuffle buffer."""
+"""Training batches held in the shuffle buffer, at most; a short run holds a quarter of its steps."""
 
 
 def train_sae(
@@ -168,7 +168,7 @@ def _train_side(
         torch.manual_seed(options["seed"])
         source = _activation_stream(pair, side, sites, train, options["seed"])
         stream = multi_hook_concat_split_iter(
-            MIX_BATCHES * options["batch_tokens"], options["batch_tokens"], source, list(sites)
+            min(MIX_BATCHES, max(2, steps // 4)) * options["batch_tokens"], options["batch_tokens"], source, list(sites)
         )
         first = next(stream)
         for (site, _), trainer in trainers.items():
