@@ -77,6 +77,7 @@ def run(
     """
     if until is not None and until not in VERBS:
         raise unknown("verb", until, VERBS)
+    _check_names(config, _wanted(until))
     home = _home(Path(store) / config.name, config)
     done = Run(config.name, home)
     work = _Work(config, done)
@@ -107,6 +108,24 @@ def open_run(path: str | os.PathLike[str]) -> Run:
         results["report"] = dataclasses.replace(results["report"], path=store.root / PAGE_FILE)
         refusals = dict(results["report"].refusals)
     return Run(folder.name, store, results, refusals)
+
+
+def _check_names(config: RunConfig, wanted: tuple[str, ...]) -> None:
+    """Refuse what a late verb would refuse, an unknown reward, lexicon, labeller or site, before hours of work."""
+    from lfp_lens.parts.labellers import Setting, make_labeller
+    from lfp_lens.parts.lexicons import load_lexicon
+    from lfp_lens.parts.rewards import make_reward
+    from lfp_lens.parts.sites import layer_of
+
+    if "finetune" in wanted and config.tuned is None:
+        make_reward(config.finetune.reward)
+    if "ablate" in wanted and config.ablate.reward is not None:
+        make_reward(config.ablate.reward)
+    stated = load_lexicon(config.lexicon)
+    if "explain" in wanted:
+        make_labeller(config.explain.labeller, Setting(stated, config.explain.task, Path("replies")))
+    for site in config.sites if isinstance(config.sites, tuple) else ():
+        layer_of(site)
 
 
 def _home(folder: Path, config: RunConfig) -> Store:

@@ -28,7 +28,7 @@ SMALL: dict[str, Any] = {
     "n_texts": 200, "n_heldout": 260, "sites": 1, "gate": "warn",
     "finetune.steps": 12, "finetune.batch_size": 32, "finetune.heldout": 32, "finetune.max_new_tokens": 10,
     "finetune.flip": 4, "train_sae.tokens": 6144, "train_sae.heldout_tokens": 1000, "contrast.max_triples": 150,
-    "probe.folds": 3, "attribute.confirm": 4, "attribute.max_tokens": 24, "explain.k": 3,
+    "probe.folds": 3, "attribute.confirm": 4, "attribute.max_tokens": 24, "explain.k": 32,
     "ablate.n": 24, "ablate.max_new_tokens": 10, "ablate.controls": 3,
 }  # fmt: skip
 
@@ -100,7 +100,7 @@ def test_every_verb_has_a_result_or_says_why_not(whole: Run) -> None:
     assert not set(whole.results) & set(whole.refusals)
     assert all(whole.refusals.values())
     assert {"finetune", "diverge", "train_sae", "contrast", "report"} <= set(whole.results)
-    assert {"probe", "attribute", "explain"} <= set(whole.results), whole.refusals
+    assert set(whole.results) == set(VERBS), whole.refusals
 
 
 def test_the_results_stand_in_the_order_of_the_verbs(whole: Run) -> None:
@@ -151,12 +151,21 @@ def test_the_folder_holds_one_linked_result_per_verb_and_no_pickle(whole: Run) -
 # --- again ---
 
 
-def test_a_rerun_computes_nothing_and_gives_the_same(whole: Run, copied: Path, written: list[str]) -> None:
-    again = run(small(), store=copied, quiet=True)
+def test_a_rerun_computes_nothing_and_gives_the_same(whole: Run, written: list[str]) -> None:
+    again = run(small(), store=whole.store.root.parent, quiet=True)
     assert written == []
     assert content(again.results) == content(whole.results)
     assert again.refusals == whole.refusals
     assert again.summary() == whole.summary()
+
+
+def test_a_rerun_in_another_place_writes_the_page_anew_and_computes_nothing(
+    whole: Run, copied: Path, written: list[str]
+) -> None:
+    again = run(small(), store=copied, quiet=True)
+    assert written == ["report"], "it names the checkpoint's path"
+    assert content(again.results) == content(whole.results)
+    assert again.results["report"].path == copied / "tiny" / "report.html"
 
 
 def test_a_moved_run_opens_and_points_into_its_own_folder(whole: Run, copied: Path) -> None:
@@ -190,10 +199,8 @@ def test_a_moved_run_opens_and_points_into_its_own_folder(whole: Run, copied: Pa
     ],
 )
 def test_a_changed_value_recomputes_from_the_first_verb_that_takes_it(
-    changes: dict[str, Any], first: str, whole: Run, copied: Path, stops: None
+    changes: dict[str, Any], first: str, copied: Path, stops: None
 ) -> None:
-    if first in whole.refusals:
-        pytest.skip(f"this small run refuses {first}: {whole.refusals[first]}")
     with pytest.raises(Reached) as reached:
         run(small(**changes), store=copied, quiet=True)
     assert reached.value.args == (first,)
@@ -208,7 +215,7 @@ def test_only_what_depends_on_the_change_is_computed_and_the_old_result_stays(
     assert content(changed.results) | {"attribute": ""} == content(whole.results) | {"attribute": ""}
     written.clear()
     back = run(small(), store=copied, quiet=True)
-    assert written == []
+    assert set(written) <= {"report"}
     assert content(back.results) == content(whole.results)
 
 
@@ -323,15 +330,12 @@ def test_a_lexicon_files_reward_reaches_the_ablation(whole: Run, tmp_path: Path,
     path.write_text("good,2.0\nbad,-2.0\n", encoding="utf-8")
     seen: list[Any] = []
     monkeypatch.setattr(stage, "ablate", lambda *given, **named: seen.append(named["reward"]))
-    held = dataclasses.replace(whole, results=dict(whole.results))
-    if "explain" not in held.results or not len(held.results["explain"].relevant):
-        pytest.skip("this small run labelled no feature as relevant")
     for config, expected in (
         (small(finetune__reward=str(path)), str(path)),
         (small(), "vader"),
         (small(ablate__reward=str(path)), str(path)),
     ):
-        pipeline._Work(config, held).ablate()
+        pipeline._Work(config, whole).ablate()
         assert seen[-1] == expected
 
 
@@ -350,7 +354,7 @@ def test_quiet_draws_no_bar_and_puts_the_bars_back(copied: Path, capsys: pytest.
 
 
 def test_opening_what_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(LensError, match="There is no run at .*: expected the folder of a run"):
+    with pytest.raises(LensError, match=r"There is no run at .*: expected the folder of a run"):
         open_run(tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
     with pytest.raises(LensError, match="is no run: it holds neither"):

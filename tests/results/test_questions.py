@@ -4,11 +4,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-from tests.results import samples
-from tests.results.samples import SITES
 
 from lfp_lens.core.errors import GateError, LensError
 from lfp_lens.results import FeatureSet
+from tests.results import samples
+from tests.results.samples import SITES
 
 
 def test_top_and_lowest_follow_the_published_measure_and_any_other_by_name() -> None:

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.results import samples
 
 from lfp_lens.core.errors import LensError
 from lfp_lens.core.records import read_record, write_record
 from lfp_lens.core.store import Store
 from lfp_lens.results import FeatureSet, Report
 from lfp_lens.results.train_sae import SAEWeights
+from tests.results import samples
 
 ALL = {
     **samples.results(),

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.results import samples
 
 from lfp_lens.results import FeatureSet, Report
+from tests.results import samples
 
 RESULTS = samples.results()
 DRAWN = {

@@ -1,17 +1,14 @@
 """The page of a run: headline, sections, refusals, provenance; hostile text stays text."""
 
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "results"))
-from tests.results import samples
 
 from lfp_lens.core.errors import LensError
 from lfp_lens.core.store import Store
 from lfp_lens.stages.report import report
 from lfp_lens.stages.report.headline import planted_flips, tiles
+from tests.results import samples
 
 VERBS = ("finetune", "diverge", "train_sae", "contrast", "probe", "attribute", "explain", "ablate")
 
