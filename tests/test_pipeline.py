@@ -288,6 +288,21 @@ def test_a_refused_verb_passes_its_reason_on_to_what_needs_it(
     assert set(open_run(copied / "tiny").results) == set(refused.results)
 
 
+def test_the_papers_signal_goes_through_to_the_page(copied: Path, written: list[str]) -> None:
+    found = run(small(probe__signal="activation_delta"), store=copied, quiet=True)
+    assert written == ["probe", "report"]
+    assert found.refusals == {}
+    assert not found.results["probe"].is_tested
+    assert "not tested" in found.summary()
+
+
+def test_dictionaries_of_the_tuned_side_alone_are_enough(copied: Path, written: list[str]) -> None:
+    found = run(small(train_sae__sides=("tuned",)), store=copied, quiet=True)
+    assert found.refusals == {}
+    assert {sae.side for sae in found.results["train_sae"].saes} == {"tuned"}
+    assert "finetune" not in written
+
+
 # --- parts of a run ---
 
 
