@@ -17,7 +17,7 @@ from lfp_lens.results.train_sae import SAEWeights
 from lfp_lens.stages.probe import probe
 from lfp_lens.stages.probe.grid import Rows, cross_predict, fit_grid, per_word
 from lfp_lens.stages.probe.values import p_of_wrong_sign, zero_of
-from lfp_lens.stages.probe.words import matched_neutrals
+from lfp_lens.stages.probe.words import choose, matched_neutrals
 
 # An invented language: no word is English, and no two share a stem.
 SYLLABLES = [left + vowel for left in "bdfgklmnprtvz" for vowel in "aiu"]
@@ -346,6 +346,16 @@ def test_p_of_the_wrong_sign_falls_as_the_value_moves_to_the_wrong_side() -> Non
     assert p_of_wrong_sign(np.array([-6.0]), np.array([2.0]), null)[0] < 1 / 301, (
         "no floor at one over the number of words"
     )
+
+
+def test_a_word_written_with_a_capital_is_a_name_and_is_not_measured() -> None:
+    named = [text.replace(STATED[0], STATED[0].capitalize()) for text in texts()]
+    options = {"contexts": 8, "min_contexts": 3, "max_tokens": 64, "seed": 0}
+    measured = {
+        which: {spot.word for spot in choose(given, tokenizer(), LEXICON, **options)[1]}
+        for which, given in (("lower", texts()), ("capital", named))
+    }
+    assert measured["lower"] - measured["capital"] == {STATED[0]}
 
 
 def test_neutral_words_match_in_frequency_and_token_count() -> None:

@@ -45,8 +45,8 @@ def choose(
 ) -> tuple[list[Encoded], list[Occurrence], Counter[str]]:
     """Give the encoded texts, up to `contexts` occurrences of every word that has enough, and every word's frequency.
 
-    Function words outside the lexicon are left out: their contexts are not those of content words. Raises `GateError` if too
-    few lexicon words or too few others remain.
+    Function words outside the lexicon are left out: their contexts are not those of content words. So are capitals: "Grace"
+    is a name, not the lexicon's word. Raises `GateError` if too few lexicon words or too few others remain.
     """
     encoded = encode(tokenizer, texts, max_tokens=max_tokens)
     reach = [text.offsets[-1][1] if text.offsets else 0 for text in encoded]
@@ -56,7 +56,8 @@ def choose(
         counts[spot.word] += 1
         if spot.word not in lexicon and is_function_word(spot.word):
             continue
-        if spot.start >= MIN_CHARACTERS and spot.end <= reach[spot.text]:
+        is_lower = texts[spot.text][spot.start : spot.end] == spot.word
+        if is_lower and spot.start >= MIN_CHARACTERS and spot.end <= reach[spot.text]:
             found.setdefault(spot.word, []).append(spot)
     generator = np.random.default_rng(seed)
     kept: list[Occurrence] = []
