@@ -1,9 +1,9 @@
 """`contrast`: validated triples, the same text with a positive, a neutral and a negative word.
 
-The paper (arXiv 2310.08164, section 3.3) had GPT-4 rewrite whole sentences and took what came back: 13 of its
-1,120 "negative" targets are positive by VADER and its neutral "interesting" is rated +1.7 (original_work.md
-F13, F16). Here one word changes, by another of the same part of speech and inflection that these texts
-themselves hold in the same company, and every member is checked against the lexicon.
+The paper (arXiv 2310.08164, section 3.3) had GPT-4 rewrite whole sentences and took what came back: in the public code's
+data 13 of 1,120 "negative" targets are positive by VADER, and the neutral "interesting" is rated +1.7. Here one word
+changes, by another of the same part of speech and inflection that these texts themselves hold in the same company, and
+every member is checked against the lexicon.
 """
 
 from collections import Counter, defaultdict
