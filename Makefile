@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+BENCH  := .venv-bench
 NAME   ?=
 
 # Idle OpenMP threads sleep instead of spinning; without this two threads on a busy 2-core machine are slower than one.
@@ -40,8 +41,16 @@ format: $(BIN)/.dev
 docs: $(BIN)/.dev
 	$(BIN)/mkdocs build --strict
 
-bench: $(BIN)/.dev
+# The peer of the PPO benchmark: TRL removed its PPO after 1.12. All else is as in .venv, so that only TRL differs.
+$(BENCH)/.made: $(BIN)/.dev
+	test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
+	$(BIN)/python -m pip list --format=freeze --disable-pip-version-check \
+		| sed -n -E 's/^((torch|transformers|accelerate|datasets)==[0-9.]+).*/\1/p' > $(BENCH)/same.txt
+	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check 'trl==1.12.0' -r $(BENCH)/same.txt
+	touch $@
+
+bench: $(BIN)/.dev $(BENCH)/.made
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.benchmarks $(NAME)
 
 clean:
-	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(BENCH) site .pytest_cache .mypy_cache .ruff_cache

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from lfp_lens.core.store import Store as Store
     from lfp_lens.parts.pair import Pair as Pair
     from lfp_lens.parts.pair import load_pair as load_pair
+    from lfp_lens.parts.preferences import Preferences as Preferences
+    from lfp_lens.parts.preferences import load_preferences as load_preferences
+    from lfp_lens.parts.reward_models import RewardModel as RewardModel
+    from lfp_lens.parts.reward_models import load_reward_model as load_reward_model
     from lfp_lens.parts.texts import load_texts as load_texts
     from lfp_lens.pipeline import Run as Run
     from lfp_lens.pipeline import open_run as open_run
@@ -55,6 +59,8 @@ _HOMES = {
     "stages.ablate": ("ablate",),
     "stages.report": ("report",),
     "parts.pair": ("Pair", "load_pair"),
+    "parts.preferences": ("Preferences", "load_preferences"),
+    "parts.reward_models": ("RewardModel", "load_reward_model"),
     "parts.texts": ("load_texts",),
     "results": (
         "Ablation", "Divergence", "Effects", "FeatureSet", "Labels", "Learned", "Report", "SAERecord",

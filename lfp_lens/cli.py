@@ -35,7 +35,7 @@ COMMANDS = {
     **VERBS,
     "list": "list the presets, and the runs in the store with what they have finished",
     "show": "print the summary and the tables of a stored run",
-    "doctor": "check libraries, device, data and keys, and what a config needs",
+    "doctor": "check libraries, device, data and keys, what a config needs, and what it will cost",
 }
 TABLE_ROWS = 40
 REFUSED = 3
@@ -117,13 +117,7 @@ class _Kind:
 
 def _run_arguments(parser: argparse.ArgumentParser, command: str) -> None:
     parser.add_argument("config", metavar=CONFIG_METAVAR, help="a preset (see `lfp-lens list`) or a config file")
-    parser.add_argument(
-        "--set",
-        metavar="KEY=VALUE",
-        action="append",
-        default=[],
-        help="change a value of the config, as in seed=1 or finetune.steps=10; may be repeated",
-    )
+    _set_argument(parser)
     _store_argument(parser)
     parser.add_argument("--name", help="name of the run in the store (the config's name if not given)")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -139,6 +133,16 @@ def _verb_arguments(parser: argparse.ArgumentParser, command: str) -> None:
         told = told.replace("%", "%%").replace("no such key", "none")
         flags = dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}"))
         own.add_argument(*flags, dest=f"{command}.{name}", metavar="VALUE", help=told)
+
+
+def _set_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="change a value of the config, as in seed=1 or finetune.steps=10; may be repeated",
+    )
 
 
 def _store_argument(parser: argparse.ArgumentParser) -> None:
@@ -206,13 +210,25 @@ def _act_show(given: argparse.Namespace, command: str) -> int:
 
 
 def _doctor_arguments(parser: argparse.ArgumentParser, command: str) -> None:
-    parser.add_argument("config", metavar=CONFIG_METAVAR, nargs="?", help="also check what this config needs")
+    parser.add_argument("config", metavar=CONFIG_METAVAR, nargs="?", help="also check what this config needs and costs")
+    _set_argument(parser)
+    for side, of in (("in", "questions"), ("out", "answers")):
+        told = f"what a paid labeller charges for {of}, USD per million tokens (LFP_LENS_PRICE_{side.upper()} if not given)"
+        parser.add_argument(f"--price-{side}", metavar="USD", type=float, help=told)
 
 
 def _act_doctor(given: argparse.Namespace, command: str) -> int:
     from lfp_lens import doctor
 
-    findings = doctor.examine(given.config)
+    if given.config is None:
+        named = [option for option in ("set", "price_in", "price_out") if getattr(given, option) not in (None, [])]
+        if named:
+            raise LensError(f"--{named[0].replace('_', '-')} belongs to a config: lfp-lens doctor {CONFIG_METAVAR} ...")
+        findings = doctor.examine(None)
+    else:
+        at = doctor.prices(given.price_in, given.price_out)
+        config = _config(given, command)
+        findings = [*doctor.examine(config), *doctor.estimate(config, at=at)]
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
         _print(f"{finding.status:<8}  {finding.name:<{width}}  {finding.text}")
@@ -248,7 +264,7 @@ def _config(given: argparse.Namespace, command: str) -> "RunConfig":
     for key, text in vars(given).items():
         if key.startswith(f"{command}.") and text is not None:
             values[key] = parse_value(key, text)
-    if given.name is not None:
+    if getattr(given, "name", None) is not None:
         values["name"] = given.name
     return with_values(config, values) if values else config
 

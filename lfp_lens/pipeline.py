@@ -201,13 +201,12 @@ class _Work:
 
         if self.config.tuned is not None:
             return None
-        result = finetune(
-            self.base(),
-            prompts=self.texts("train"),
-            **self.section("finetune"),
-            **self.top("device", "seed"),
-            store=self.store,
-        )
+        prompts = () if self.config.finetune.preferences is not None else self.texts("train")
+        options = self.section("finetune") | self.top("device", "seed")
+        result = finetune(self.base(), prompts=prompts, **options, store=self.store)
+        if result.method == "reward_model":
+            reason = "a reward model writes nothing: it makes no pair to compare (lfp_lens.load_reward_model opens it)"
+            self.done.refusals.update(dict.fromkeys(VERBS[1:-1], reason))
         if not result.is_learned and self.config.gate == "refuse":
             reason = f"{result.verdict}: {'; '.join(result.reasons)}"
             self.done.refusals.update(dict.fromkeys(VERBS[1:-1], reason))
@@ -268,7 +267,7 @@ class _Work:
         lengths = self.config.finetune.prompt_tokens
         prompts = prompt_texts(self.pair().tokenizer, self.texts("test"), lengths, seed=self.config.seed)
         options = self.section("ablate") | self.top("seed")
-        if options["reward"] is None and self.config.tuned is None:
+        if options["reward"] is None and self.config.tuned is None and self.config.finetune.preferences is None:
             # The checkpoint's record names the reward; only the config can find a lexicon file again.
             options["reward"] = self.config.finetune.reward
         return ablate(self.pair(), relevant, prompts=prompts, **options, store=self.store)

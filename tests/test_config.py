@@ -56,7 +56,7 @@ def test_a_sections_values_and_defaults_are_the_verbs_own(verb: str) -> None:
     [
         ("train_sae.architecture", "lfp_lens.parts.saes", "ARCHITECTURES"),
         ("probe.signal", "lfp_lens.parts.signals", "SIGNALS"),
-        ("finetune.method", "lfp_lens.stages.finetune.verb", "METHODS"),
+        ("finetune.method", "lfp_lens.stages.finetune.methods", "METHODS"),
     ],
 )
 def test_the_names_a_key_takes_are_those_that_exist(key: str, home: str, registry: str) -> None:
@@ -83,8 +83,12 @@ def test_a_preset_opens_with_a_sentence(name: str) -> None:
     assert describe_presets()[name].endswith(".")
 
 
-def test_the_four_presets_are_there() -> None:
-    assert {"tiny", "imdb-2m-vader", "stories-260k-vader", "pythia-70m-vader"} <= set(presets())
+def test_the_presets_are_there() -> None:
+    models = ("pythia-70m", "pythia-160m", "gpt-neo-125m")
+    ours = {"tiny", "imdb-2m-vader", "stories-260k-vader"}
+    paper = {f"{model}-vader" for model in models} | {"pythia-70m-distilbert"}
+    pairs = {f"{model}-{task}" for model in (*models, "gemma-2b-it") for task in ("hh", "toxic")}
+    assert set(presets()) == ours | paper | pairs
 
 
 def test_the_paper_preset_has_the_published_values() -> None:
@@ -97,7 +101,46 @@ def test_the_paper_preset_has_the_published_values() -> None:
     assert (saes.architecture, saes.sizes, saes.l1, saes.lr) == ("tied", (1, 2), 0.001, 1e-3)
 
 
-@pytest.mark.parametrize("name", presets())
+def test_the_other_sentiment_presets_of_the_paper_differ_where_its_code_does() -> None:
+    first = load_config("pythia-70m-vader")
+    assert first.finetune.kl_target == 6
+    second = load_config("pythia-160m-vader")
+    assert second == with_values(first, {"name": second.name, "base": "EleutherAI/pythia-160m"})
+    third = load_config("gpt-neo-125m-vader")
+    changed = {"name": third.name, "base": "EleutherAI/gpt-neo-125m", "train_sae.l1": 0.015}
+    assert third == with_values(first, changed)
+    classifier = load_config("pythia-70m-distilbert").finetune
+    assert (classifier.reward, classifier.lr) == ("classifier:lvwerra/distilbert-imdb@1", 1.5e-6)
+    assert (classifier.kl_coefficient, classifier.max_new_tokens, classifier.scope) == (0.4, 39, "text")
+
+
+@pytest.mark.parametrize(
+    ("name", "preferences", "lr", "steps", "batch_size", "parts", "l1"),
+    [
+        ("pythia-70m-hh", "hh", 3e-5, 5000, 8, 1, 0.001),
+        ("pythia-160m-hh", "hh", 3e-5, 5000, 8, 1, 0.001),
+        ("gpt-neo-125m-hh", "hh", 3e-5, 5000, 8, 1, 0.015),
+        ("gemma-2b-it-hh", "hh", 5e-5, 5000, 16, 16, 0.001),
+        ("pythia-70m-toxic", "toxic", 5e-5, 250, 8, 1, 0.001),
+        ("pythia-160m-toxic", "toxic", 5e-5, 250, 8, 1, 0.001),
+        ("gpt-neo-125m-toxic", "toxic", 5e-5, 250, 8, 1, 0.015),
+        ("gemma-2b-it-toxic", "toxic", 5e-5, 250, 4, 4, 0.001),
+    ],
+)
+def test_the_preference_presets_have_the_values_of_the_public_code(
+    name: str, preferences: str, lr: float, steps: int, batch_size: int, parts: int, l1: float
+) -> None:
+    config = load_config(name)
+    given = config.finetune
+    assert (given.method, given.preferences, given.lr, given.steps) == ("dpo", preferences, lr, steps)
+    assert (given.batch_size, given.gradient_accumulation) == (batch_size, parts)
+    assert (given.kl_coefficient, given.max_tokens, config.texts, config.train_sae.l1) == (0.1, 256, "hh", l1)
+    is_large = name.startswith("gemma")
+    assert (given.gradient_checkpointing, given.bf16, given.lora) == (is_large, True if is_large else None, None)
+
+
+# The data folder holds a part of HH, so the sizes of its presets are those of the whole set.
+@pytest.mark.parametrize("name", [name for name in presets() if load_config(name).texts != "hh"])
 def test_a_preset_asks_for_no_more_texts_than_there_are(name: str, real_data: Path) -> None:
     from lfp_lens.parts.texts import load_texts
 
@@ -106,15 +149,28 @@ def test_a_preset_asks_for_no_more_texts_than_there_are(name: str, real_data: Pa
     assert len(load_texts(config.texts, split="test", n=config.n_heldout)) == config.n_heldout
 
 
+@pytest.mark.parametrize("name", [name for name in presets() if load_config(name).texts == "hh"])
+def test_a_preset_on_hh_asks_for_no_more_texts_than_the_whole_set_has(name: str) -> None:
+    config = load_config(name)
+    assert config.n_texts <= 2 * 160_800
+    assert config.n_heldout <= 2 * 8_552
+
+
 def test_awkward_values_come_back_from_toml(tmp_path: Path) -> None:
     awkward = 'quo"te \\ back\tslash \x7f \x01 é 😀\nline'
     config = RunConfig(
         **LEAST | {"column": awkward},
         sites=["blocks.0.hook_mlp_out"],
-        finetune={"lr": 1e-6, "steps": 7},
+        finetune={"lr": 1e-6, "steps": 7, "edits": {awkward: -1, "bad": 0.5}, "bf16": False, "lora": 4},
         train_sae={"sizes": [0.5, 1, 2], "l1": 0},
         explain={"task": awkward},
     )
+    assert load_config(written(tmp_path, config.to_toml())) == config
+
+
+def test_a_weighted_sum_of_rewards_comes_back_from_toml(tmp_path: Path) -> None:
+    config = RunConfig(**LEAST, finetune={"reward": [["vader", 1], ["classifier:a/b@positive", -0.5]]})
+    assert config.finetune.reward == (("vader", 1.0), ("classifier:a/b@positive", -0.5))
     assert load_config(written(tmp_path, config.to_toml())) == config
 
 
@@ -148,6 +204,82 @@ def test_whole_sizes_stay_whole() -> None:
 def test_an_unknown_preset_gets_the_nearest_and_the_list() -> None:
     with pytest.raises(LensError, match=r"Unknown preset 'tinny'\. Did you mean 'tiny'\?.*pythia-70m-vader.*\.toml"):
         load_config("tinny")
+
+
+def test_a_file_like_a_preset_changes_what_it_writes_and_nothing_else(tmp_path: Path) -> None:
+    path = written(tmp_path, 'like = "tiny"\nseed = 3\n\n[finetune]\nsteps = 7\n')
+    config = load_config(path)
+    assert config == with_values(load_config("tiny"), {"name": "mine", "seed": 3, "finetune.steps": 7})
+
+
+def test_a_file_like_another_takes_everything_but_its_name(tmp_path: Path) -> None:
+    written(tmp_path, 'like = "tiny"\nname = "chosen"\n[finetune]\nsteps = 7\nflip = 2\n', "first.toml")
+    second = load_config(written(tmp_path, 'like = "first.toml"\n[finetune]\nflip = 3\n', "second.toml"))
+    assert (second.name, second.finetune.steps, second.finetune.flip) == ("second", 7, 3)
+    assert second.finetune.lr == load_config("tiny").finetune.lr
+
+
+def test_what_a_file_takes_over_stands_in_its_complete_toml(tmp_path: Path) -> None:
+    config = load_config(written(tmp_path, 'like = "imdb-2m-vader"\n'))
+    text = config.to_toml()
+    assert "like" not in text
+    assert "steps = 150" in text
+    assert load_config(written(tmp_path, text, "again.toml")) == config
+
+
+def test_a_path_in_like_is_read_from_the_files_own_folder(tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    written(tmp_path, 'like = "tiny"\nseed = 5\n', "outer.toml")
+    assert load_config(written(tmp_path / "inner", 'like = "../outer.toml"\n')).seed == 5
+
+
+def test_none_takes_back_what_may_be_left_out(tmp_path: Path) -> None:
+    text = 'like = "tiny"\n[finetune]\nlr = "none"\n[train_sae]\narchitecture = "standard"\nk = "none"\n'
+    config = load_config(written(tmp_path, text))
+    assert (config.finetune.lr, config.train_sae.k) == (None, None)
+    with pytest.raises(LensError, match=r"finetune\.heldout = \"none\": expected a whole number"):
+        load_config(written(tmp_path, 'like = "tiny"\n[finetune]\nheldout = "none"\n'))
+
+
+def test_a_checkpoint_and_the_way_to_make_one_replace_each_other(tmp_path: Path) -> None:
+    examined = load_config(written(tmp_path, 'like = "tiny"\ntuned = "some/where"\n', "examined.toml"))
+    assert examined.tuned == "some/where"
+    assert examined.finetune.model_fields_set == set()
+    made = load_config(written(tmp_path, 'like = "examined.toml"\n[finetune]\nsteps = 4\n', "made.toml"))
+    assert (made.tuned, made.finetune.steps) == (None, 4)
+
+
+def test_like_that_comes_back_to_itself_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, 'like = "mine.toml"\n')
+    with pytest.raises(LensError, match=r"`like` leads back to where it came from \(mine\.toml -> mine\.toml\)"):
+        load_config(path)
+    written(tmp_path, 'like = "b.toml"\n', "a.toml")
+    written(tmp_path, 'like = "c.toml"\n', "b.toml")
+    written(tmp_path, 'like = "b.toml"\n', "c.toml")
+    with pytest.raises(LensError, match=r"\(b\.toml -> c\.toml -> b\.toml\)\. Remove one of them"):
+        load_config(tmp_path / "a.toml")
+
+
+@pytest.mark.parametrize(
+    ("like", "message"),
+    [
+        ('"tinny"', r"mine\.toml: like = \"tinny\": Unknown preset 'tinny'\. Did you mean 'tiny'\?"),
+        ('"gone.toml"', r"mine\.toml: like = \"gone\.toml\": There is no config file '.*gone\.toml'"),
+        ("3", r"mine\.toml: like = 3: expected a preset or a \.toml file"),
+        ('""', r"mine\.toml: like = \"\": expected a preset"),
+    ],
+)
+def test_like_what_is_not_there_names_both_files(like: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(LensError, match=message):
+        load_config(written(tmp_path, f"like = {like}\n"))
+
+
+def test_a_mistake_is_named_with_the_file_that_makes_it(tmp_path: Path) -> None:
+    written(tmp_path, 'like = "tiny"\nsed = 3\n', "first.toml")
+    with pytest.raises(LensError, match=r"first\.toml: Unknown key 'sed'\. Did you mean 'seed'"):
+        load_config(written(tmp_path, 'like = "first.toml"\n'))
+    with pytest.raises(LensError, match=r"mine\.toml: Unknown key 'finetune\.step'"):
+        load_config(written(tmp_path, 'like = "tiny"\n[finetune]\nstep = 3\n'))
 
 
 def test_a_missing_file_is_named() -> None:
@@ -206,11 +338,11 @@ def test_every_wrong_key_of_a_file_is_named_with_the_file(tmp_path: Path) -> Non
             {"finetune": {"method": "pp"}},
             r"finetune\.method = \"pp\": expected one of ppo.*Did you mean 'ppo'\?",
         ),
-        ({"finetune": {"steps": 0}}, r"finetune\.steps = 0: expected a whole number of at least 1\."),
-        ({"finetune": {"lr": 0}}, r"finetune\.lr = 0: expected a number above 0\."),
-        ({"finetune": {"lr": float("nan")}}, r"finetune\.lr = nan: expected a number above 0\."),
-        ({"finetune": {"lr": float("inf")}}, r"finetune\.lr = inf: expected a number above 0\."),
-        ({"finetune": {"lr": "3e-4"}}, r"finetune\.lr = \"3e-4\": expected a number above 0\."),
+        ({"finetune": {"steps": 0}}, r"finetune\.steps = 0: expected a whole number of at least 1, or no such key\."),
+        ({"finetune": {"lr": 0}}, r"finetune\.lr = 0: expected a number above 0, or no such key\."),
+        ({"finetune": {"lr": float("nan")}}, r"finetune\.lr = nan: expected a number above 0, or no such key\."),
+        ({"finetune": {"lr": float("inf")}}, r"finetune\.lr = inf: expected a number above 0, or no such key\."),
+        ({"finetune": {"lr": "3e-4"}}, r"finetune\.lr = \"3e-4\": expected a number above 0, or no such key\."),
         (
             {"finetune": {"prompt_tokens": [9, 2]}},
             r"prompt_tokens = \[9, 2\]: the lowest comes first\. Write \[2, 9\]\.",
@@ -220,6 +352,52 @@ def test_every_wrong_key_of_a_file_is_named_with_the_file(tmp_path: Path) -> Non
             {"finetune": {"minibatches": 5, "batch_size": 4}},
             r"minibatches = 5 contradicts finetune\.batch_size = 4",
         ),
+        (
+            {"finetune": {"method": "dpo", "kl_target": 6}},
+            r"finetune\.kl_target = 6\.0 contradicts finetune\.method = \"dpo\": only ppo",
+        ),
+        ({"finetune": {"kl_target": 6, "kl_coefficient": 0}}, r"kl_target = 6\.0 contradicts .*kl_coefficient = 0"),
+        (
+            {"finetune": {"preferences": "hh"}},
+            r"preferences = \"hh\" contradicts finetune\.method = \"ppo\".*one of dpo, kto, sft, reward_model",
+        ),
+        ({"finetune": {"method": "rloo", "preferences": "hh"}}, r"contradicts finetune\.method = \"rloo\""),
+        ({"finetune": {"method": "grpo", "preferences": "hh"}}, r"contradicts finetune\.method = \"grpo\""),
+        (
+            {"finetune": {"method": "grpo", "batch_size": 12}},
+            r"batch_size = 12 contradicts finetune\.group_size = 8: grpo .*Give a multiple of 8\.",
+        ),
+        (
+            {"finetune": {"method": "rloo", "batch_size": 24, "minibatches": 2}},
+            r"group_size = 8 and finetune\.minibatches = 2: rloo .*Give a multiple of 16\.",
+        ),
+        (
+            {"finetune": {"batch_size": 4, "gradient_accumulation": 5}},
+            r"gradient_accumulation = 5 contradicts finetune\.batch_size = 4",
+        ),
+        ({"finetune": {"reference": "x", "lora": 8}}, r"reference = \"x\" contradicts finetune\.lora = 8"),
+        ({"finetune": {"lora": 0}}, r"finetune\.lora = 0: expected a whole number of at least 1, or no such key"),
+        ({"finetune": {"bf16": 1}}, r"finetune\.bf16 = 1: expected true or false, or no such key"),
+        ({"finetune": {"edits": {}}}, r"finetune\.edits = \{\}: expected a table of word = factor"),
+        ({"finetune": {"edits": {"good": "x"}}}, r"edits = \{\"good\" = \"x\"\}: expected a table of word = factor"),
+        ({"finetune": {"edits": {"good": float("nan")}}}, r"edits = .*nan.*: expected a table of word = factor"),
+        (
+            {"finetune": {"edits": {"good": -1}, "reward": "classifier:x@1"}},
+            r"finetune\.edits = .* contradicts finetune\.reward = \"classifier:x@1\"",
+        ),
+        (
+            {"finetune": {"flip": 2, "reward": [["vader", 1.0]]}},
+            r"finetune\.flip = 2 contradicts finetune\.reward = \[\[\"vader\", 1\.0\]\]",
+        ),
+        (
+            {"finetune": {"flip": 2, "method": "dpo", "preferences": "hh"}},
+            r"flip = 2 contradicts finetune\.preferences = \"hh\": given pairs are ordered",
+        ),
+        (
+            {"finetune": {"reward": ["vader"]}},
+            r"reward = \[\"vader\"\]: expected a reward, or a list of \[reward, weight\]",
+        ),
+        ({"finetune": {"reward": []}}, r"finetune\.reward = \[\]: expected a reward"),
         (
             {"finetune": {"heldout": 300}, "n_texts": 300},
             r"finetune\.heldout = 300 contradicts n_texts = 300",
@@ -268,6 +446,11 @@ def test_a_bad_value_or_contradiction_is_named_with_what_is_expected(values: dic
 @pytest.mark.parametrize(
     "values",
     [
+        {"finetune": {"method": "sft", "preferences": "hh", "heldout": 5000}, "n_texts": 100},
+        {"finetune": {"method": "dpo", "preferences": "hh", "lora": 8}},
+        {"finetune": {"method": "rloo", "batch_size": 24, "group_size": 4, "minibatches": 3}},
+        {"finetune": {"reward": "mine.csv", "edits": {"good": -1}, "flip": 3}},
+        {"finetune": {"reward": [["vader", 1], ["classifier:x@1", 0.5]]}},
         {"ablate": {"mode": "scale", "scale": 2.0}},
         {"ablate": {"mode": "scale", "scale": 0}},
         {"train_sae": {"architecture": "topk", "k": 8}},
@@ -308,6 +491,14 @@ def test_an_unknown_key_gets_the_nearest() -> None:
         ("train_sae.sides", "base,tuned", ["base", "tuned"]),
         ("train_sae.sides", "tuned", ["tuned"]),
         ("finetune.prompt_tokens", "3,4", [3, 4]),
+        ("finetune.reward", "vader", "vader"),
+        ("finetune.reward", '[["vader", 1.0], ["a.csv", 2]]', [["vader", 1.0], ["a.csv", 2]]),
+        ("finetune.edits", "{good = -1, bad = 0}", {"good": -1, "bad": 0}),
+        ("finetune.edits", "none", None),
+        ("finetune.bf16", "true", True),
+        ("finetune.bf16", "none", None),
+        ("finetune.lora", "16", 16),
+        ("finetune.preferences", "hh:harmless-base", "hh:harmless-base"),
         ("sites", "4", 4),
         ("sites", "blocks.0.hook_mlp_out", ["blocks.0.hook_mlp_out"]),
         ("sites", "a, b", ["a", "b"]),

@@ -5,19 +5,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from lfp_lens.config.kinds import AtLeastFifty, NotNegativeCount, Text, TextOrNone
 from lfp_lens.config.sections import (
     AblateConfig,
-    AtLeastFifty,
     AttributeConfig,
     ContrastConfig,
     DivergeConfig,
     ExplainConfig,
     FinetuneConfig,
-    NotNegativeCount,
     ProbeConfig,
     ReportConfig,
-    Text,
-    TextOrNone,
     TrainSAEConfig,
 )
 from lfp_lens.config.strict import Strict, refuse_repeats, toml_lines, toml_value
@@ -113,6 +110,8 @@ def _in_tuning(config: RunConfig) -> str:
             f"tuned = {toml_value(config.tuned)} contradicts [finetune] {', '.join(given)}: a checkpoint is "
             "examined as it is. Remove tuned to tune the base, or [finetune] to examine the checkpoint."
         )
+    if config.finetune.preferences is not None:
+        return ""
     if config.tuned is None and config.finetune.heldout + 2 > config.n_texts:
         return (
             f"finetune.heldout = {config.finetune.heldout} contradicts n_texts = {config.n_texts}: two "

@@ -4,74 +4,38 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from lfp_lens.config.finetune import FinetuneConfig
+from lfp_lens.config.kinds import (
+    AtLeastTwo,
+    Count,
+    CountOrNone,
+    NotNegative,
+    NotNegativeOrNone,
+    Number,
+    Positive,
+    Side,
+    Size,
+    SizeOrNone,
+    Text,
+    TextOrNone,
+)
 from lfp_lens.config.strict import Strict, refuse_repeats
 from lfp_lens.core.errors import LensError
 
 TAKES_L1 = ("standard", "tied", "gated")
 TAKES_K = ("topk", "batchtopk")
 
-# The titles are what an error message says was expected.
-Text = Annotated[str, Field(min_length=1, title="text that is not empty")]
-TextOrNone = Annotated[str | None, Field(min_length=1, title="text that is not empty, or no such key")]
-Count = Annotated[int, Field(ge=1, title="a whole number of at least 1")]
-CountOrNone = Annotated[int | None, Field(ge=1, title="a whole number of at least 1, or no such key")]
-NotNegativeCount = Annotated[int, Field(ge=0, title="a whole number of at least 0")]
-AtLeastTwo = Annotated[int, Field(ge=2, title="a whole number of at least 2")]
-AtLeastFifty = Annotated[int, Field(ge=50, title="a whole number of at least 50 (fewer texts measure nothing)")]
-Number = Annotated[float, Field(title="a number")]
-Positive = Annotated[float, Field(gt=0, title="a number above 0")]
-NotNegative = Annotated[float, Field(ge=0, title="a number of at least 0")]
-NotNegativeOrNone = Annotated[float | None, Field(ge=0, title="a number of at least 0, or no such key")]
-Size = Annotated[int | float, Field(gt=0)]
-SizeOrNone = Annotated[Size | None, Field(title="one of train_sae.sizes, or no such key (the smallest)")]
-Side = Literal["base", "tuned"]
-
-
-class FinetuneConfig(Strict):
-    """`[finetune]`: how the base model is tuned. Not allowed beside `tuned`."""
-
-    section = "finetune"
-    method: Literal["ppo"] = "ppo"
-    """The tuning algorithm."""
-    reward: Text = "vader"
-    """What is maximised: a registered reward, or a lexicon file."""
-    scope: Literal["completion", "text"] = "completion"
-    """What the reward scores: the completion alone, or prompt and completion."""
-    flip: NotNegativeCount = 0
-    """How many frequent lexicon words get the opposite value: planted wrong feedback with a key."""
-    steps: Count = 150
-    """Optimisation rounds, each on `batch_size` fresh completions."""
-    batch_size: Count = 128
-    """Completions sampled per step."""
-    minibatches: Count = 2
-    """Parts each batch is split into; every part is one gradient step."""
-    epochs: Count = 2
-    """Passes over each batch."""
-    max_new_tokens: Count = 20
-    """Longest completion in tokens."""
-    prompt_tokens: Annotated[
-        tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]],
-        Field(title="two whole numbers, lowest and highest, from 1 up"),
-    ] = (2, 9)
-    """Fewest and most tokens of a text that serve as prompt, both included."""
-    lr: Positive = 3e-4
-    """Learning rate."""
-    kl_coefficient: NotNegative = 0.3
-    """Weight of the KL penalty to the base model."""
-    heldout: AtLeastTwo = 256
-    """Prompts kept aside to measure the reward gain."""
-
-    @model_validator(mode="after")
-    def _agrees(self) -> "FinetuneConfig":
-        low, high = self.prompt_tokens
-        if low > high:
-            raise LensError(f"finetune.prompt_tokens = [{low}, {high}]: the lowest comes first. Write [{high}, {low}].")
-        if self.minibatches > self.batch_size:
-            raise LensError(
-                f"finetune.minibatches = {self.minibatches} contradicts finetune.batch_size = "
-                f"{self.batch_size}: a batch cannot be split into more parts than it has completions."
-            )
-        return self
+__all__ = [
+    "AblateConfig",
+    "AttributeConfig",
+    "ContrastConfig",
+    "DivergeConfig",
+    "ExplainConfig",
+    "FinetuneConfig",
+    "ProbeConfig",
+    "ReportConfig",
+    "TrainSAEConfig",
+]
 
 
 class DivergeConfig(Strict):

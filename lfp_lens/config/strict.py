@@ -53,6 +53,8 @@ def toml_value(value: Any) -> str:
     """
     if isinstance(value, (tuple, list)):
         return "[" + ", ".join(toml_value(part) for part in value) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{toml_value(name)} = {toml_value(part)}" for name, part in value.items()) + "}"
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return str(value).lower() if isinstance(value, bool) else repr(value)
@@ -63,7 +65,11 @@ def _ready(field: FieldInfo | None, value: Any) -> Any:
     kind = field.annotation if field else None
     if isinstance(kind, type) and issubclass(kind, Strict) and isinstance(value, Mapping):
         return kind(**value)
-    return tuple(value) if isinstance(value, list) else value
+    return _as_tuples(value)
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(_as_tuples(part) for part in value) if isinstance(value, (list, tuple)) else value
 
 
 def _told(model: type[Strict], name: str, values: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ from typing import Any
 from lfp_lens.core.errors import LensError
 from lfp_lens.core.fingerprint import fingerprint
 from lfp_lens.core.records import read_record, write_record
+from lfp_lens.core.work import SUFFIX, is_alive
 
 META_FILE = "meta.json"
 LIBRARIES = (
@@ -130,8 +131,10 @@ class Store:
         """Remove what a killed process left behind for this very result."""
         for left in self.root.glob(f".{verb}-{key}.*"):
             number = left.name.rsplit(".", 1)[1]
+            if left.suffix == SUFFIX:
+                continue  # checkpoints to resume from
             # Our own number was a dead process's: in a container every run may get the same one.
-            if number == str(os.getpid()) or not _is_alive(number):
+            if number == str(os.getpid()) or not is_alive(number):
                 shutil.rmtree(left, ignore_errors=True)
 
     def _link(self, verb: str, final: Path) -> None:
@@ -197,16 +200,6 @@ def _git_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
-
-
-def _is_alive(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except PermissionError:
-        return True
-    except (ValueError, OSError):
-        return False
-    return True
 
 
 def _readable(inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -43,6 +43,12 @@ class Completions:
         return float(np.mean([len(ids) for ids in self.ids]))
 
     @property
+    def distinct1(self) -> float:
+        """Distinct tokens divided by tokens, over all completions: compare it at equal n only."""
+        tokens = [token for ids in self.ids for token in ids]
+        return len(set(tokens)) / len(tokens) if tokens else 0.0
+
+    @property
     def distinct2(self) -> float:
         """Distinct bigrams divided by bigrams, over all completions: compare it at equal n only."""
         pairs = [pair for ids in self.ids for pair in pairwise(ids)]

@@ -1,4 +1,5 @@
-"""Any Hugging Face causal LM as a TransformerLens model with weight processing off: the only importer of TransformerLens.
+"""Any Hugging Face causal LM (or one with a reward head in place of its unembedding) as a TransformerLens model with
+weight processing off: the only importer of TransformerLens.
 
 HookedTransformer where TransformerLens has a converter for the architecture, TransformerBridge elsewhere. Processing
 stays off because centring the writing weights changes `hook_mlp_out`. The checkpoint's own path is never shown to
@@ -70,6 +71,9 @@ def _hooked(model: Any, tokenizer: Any, folder: str) -> Any:
         config.d_mlp = settings.get("n_inner") or settings.get("intermediate_size") or config.d_mlp
         needs_grad = [weight.requires_grad for weight in model.parameters()]
         state = loading.get_pretrained_state_dict(folder, config, model, dtype=model.dtype)
+        if (n_out := model.get_output_embeddings().out_features) != config.d_vocab:
+            # A reward head stands where the unembedding would; TransformerLens made a bias per token for it.
+            config.d_vocab_out, state["unembed.b_U"] = n_out, torch.zeros(n_out, dtype=model.dtype, device=model.device)
         for weight, needed in zip(model.parameters(), needs_grad):
             weight.requires_grad_(needed)
         staged = AutoTokenizer.from_pretrained(folder, padding_side=tokenizer.padding_side)

@@ -66,10 +66,40 @@ def flip(lexicon: Mapping[str, float], words: Collection[str]) -> dict[str, floa
     >>> flip({"good": 2.0, "bad": -2.5}, ["good"])
     {'good': -2.0, 'bad': -2.5}
     """
-    missing = sorted(set(words) - set(lexicon))
-    if missing:
-        raise LensError(f"{missing[0]!r} is not in the lexicon, so it cannot be flipped.{nearest(missing[0], lexicon)}")
-    return {word: -value if word in words else value for word, value in lexicon.items()}
+    return edited(lexicon, dict.fromkeys(words, -1.0))
+
+
+def edited(lexicon: Mapping[str, float], factors: Mapping[str, float]) -> dict[str, float]:
+    """Give a copy of the lexicon with the values of some words multiplied: -1 flips a word, 0 mutes it, 3 inflates it.
+
+    Raises `LensError` for a word that is not in the lexicon and for a factor that is no finite number.
+
+    >>> edited({"good": 2.0, "bad": -2.5}, {"good": 3})
+    {'good': 6.0, 'bad': -2.5}
+    """
+    changed: dict[str, float] = {}
+    for word, factor in factors.items():
+        number = _number(factor)
+        if word not in lexicon:
+            raise LensError(f"{word!r} is not in the lexicon, so it cannot be edited.{nearest(str(word), lexicon)}")
+        if number is None or not math.isfinite(number):
+            raise LensError(f"The factor of {word!r} is {factor!r}; a finite number is expected.")
+        changed[word] = number * lexicon[word]
+    return {**lexicon, **changed}
+
+
+def shuffled(lexicon: Mapping[str, float], seed: int) -> dict[str, float]:
+    """Give a copy of the lexicon whose values are permuted among its words: the same values, no meaning.
+
+    The order in which the words stand does not matter.
+
+    >>> sorted(shuffled({"good": 2.0, "bad": -2.5, "ok": 0.5}, seed=0).values())
+    [-2.5, 0.5, 2.0]
+    """
+    words = sorted(lexicon)
+    order = np.random.default_rng(seed).permutation(len(words))
+    values = {word: lexicon[words[at]] for word, at in zip(words, order)}
+    return {word: values[word] for word in lexicon}
 
 
 def most_frequent(

@@ -1,29 +1,34 @@
 """The pair: a base model and its tuned twin, one tokenizer, the same hooks, proved equal to Hugging Face at load."""
 
-import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from lfp_lens.core.errors import LensError
 from lfp_lens.core.fingerprint import fingerprint
 from lfp_lens.parts import sites
 from lfp_lens.parts.activations import unembed
+from lfp_lens.parts.adapters import Adapter, adapter_folder, is_adapter, read_adapter
+from lfp_lens.parts.checkpoints import TUNING_FILE as TUNING_FILE
+from lfp_lens.parts.checkpoints import (
+    check_base,
+    check_fast,
+    has_tokenizer,
+    load_causal_lm,
+    load_tokenizer,
+    tuning_record,
+    weights_fingerprint,
+)
 from lfp_lens.parts.hooked import hooked_logits, to_hooked
+from lfp_lens.parts.merging import LowRank, adapter_of, merge
 from lfp_lens.parts.sources import model_path
-from lfp_lens.parts.speed import quiet_transformers
 from lfp_lens.view import page
 
-TUNING_FILE, ADAPTER_FILE = "lfp_tuning.json", "adapter_config.json"
-VOCABULARY_FILES = ("tokenizer.", "vocab", "spiece", "sentencepiece")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
-"""Largest allowed difference between two implementations, relative to the largest logit (at least 1)."""
+"""Largest allowed difference between two implementations, relative to the largest logit or activation (at least 1)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +49,8 @@ class Pair:
     """Hash of both models' weights and of the vocabulary."""
     tuning: dict[str, Any] | None
     """What the tuned checkpoint says about its tuning (method, reward); None if it says nothing."""
+    adapter: dict[str, LowRank] | None = None
+    """Parameter name -> (A, B, scaling) where tuned is base + scaling B A (plain LoRA) and nothing else; else None."""
 
     def hf(self, side: str) -> Any:
         """Give one side as a Hugging Face model."""
@@ -74,6 +81,7 @@ class Pair:
             "layers, width, vocabulary": f"{len(self.sites)}, {config.hidden_size}, {config.vocab_size}",
             "hooked as": type(self.tuned).__name__,
             "tuned by": (self.tuning or {}).get("method", "unknown"),
+            "adapter": "none" if self.adapter is None else f"low rank, {len(self.adapter)} matrices",
             "fingerprint": self.fingerprint,
         }
         return page.card("Pair", facts)
@@ -84,7 +92,8 @@ def load_pair(base: Any, tuned: Any, *, tokenizer: Any = None, device: str = "cp
 
     Args:
         base: a hub name, a local folder, or a Hugging Face model in memory.
-        tuned: likewise, of the same architecture, shape and vocabulary.
+        tuned: likewise, of the same architecture, shape and vocabulary; or an adapter (a folder or hub name with
+            `adapter_config.json`, or a PEFT model in memory), which is put on a copy of `base` and merged.
         tokenizer: a tokenizer in memory; None loads the one beside `base` (and checks that `tuned` has the same).
         device: `cpu`, `cuda`, ...
         dtype: `float32`, `bfloat16` or `float16`, for models loaded from disk.
@@ -96,10 +105,22 @@ def load_pair(base: Any, tuned: Any, *, tokenizer: Any = None, device: str = "cp
     >>> pair = load_pair(base_model, tuned_model, tokenizer=tokenizer)  # doctest: +SKIP
     >>> logits, cache = pair.tuned.run_with_cache(tokens)  # doctest: +SKIP
     """
-    models = [load_causal_lm(source, device=device, dtype=dtype) for source in (base, tuned)]
-    if tokenizer is not None:
-        _check_fast(tokenizer, "The given tokenizer")
-    tokenizers = [load_tokenizer(source) if tokenizer is None else tokenizer for source in (base, tuned)]
+    first = load_causal_lm(base, device=device, dtype=dtype)
+    adapter = _adapter(tuned)
+    change = None
+    if adapter is None:
+        second = load_causal_lm(tuned, device=device, dtype=dtype)
+    else:
+        if adapter.live is None:
+            check_base(first, adapter.name, base, dtype)
+        second, change = (merged := merge(first, adapter)).model, merged.change
+    if tokenizer is None:
+        own = tuned if adapter is None or has_tokenizer(tuned) else base
+        tokenizers = [load_tokenizer(base), load_tokenizer(own)]
+    else:
+        check_fast(tokenizer, "The given tokenizer")
+        tokenizers = [tokenizer, tokenizer]
+    models = [first, second]
     _check_twins(models, tokenizers)
     hooked = []
     for model in models:
@@ -107,57 +128,18 @@ def load_pair(base: Any, tuned: Any, *, tokenizer: Any = None, device: str = "cp
         prove_parity(model, twin)
         hooked.append(twin)
     content = fingerprint([weights_fingerprint(model) for model in models] + [tokenizers[0].get_vocab()])
-    return Pair(hooked[0], hooked[1], models[0], models[1], tokenizers[0], content, tuning_record(tuned))
+    return Pair(hooked[0], hooked[1], first, second, tokenizers[0], content, tuning_record(tuned), change)
 
 
-def load_causal_lm(source: Any, *, device: str = "cpu", dtype: str = "float32") -> Any:
-    """Load a causal LM from a hub name or folder (safetensors only), or check one that is in memory."""
-    if dtype not in DTYPES:
-        raise LensError(f"dtype must be one of {', '.join(DTYPES)}; {dtype!r} given.")
-    if not isinstance(source, (str, Path)):
-        _check_in_memory(source)
-        return source.eval()
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    name = str(model_path(str(source)))
-    if (Path(name) / ADAPTER_FILE).is_file():
-        raise _adapter(f"{name} is an adapter (it holds {ADAPTER_FILE})")
-    config = _read(AutoConfig, name, "model")
-    _check_config(config, name, getattr(config, "architectures", None) or ())
-    options = {"config": config, "dtype": DTYPES[dtype], "use_safetensors": True, "output_loading_info": True}
-    model, loaded = _read(AutoModelForCausalLM, name, "model", **options)
-    missing = sorted(loaded["missing_keys"])
-    if missing:
-        raise LensError(
-            f"The model {name!r} cannot be loaded: its weights lack {len(missing)} tensors of a {type(model).__name__}, "
-            f"first {missing[0]}. A gap would be filled with random numbers; give a complete checkpoint."
-        )
-    return model.to(device).eval()
-
-
-def load_tokenizer(source: Any) -> Any:
-    """Load the tokenizer beside a checkpoint; a model in memory needs its tokenizer passed in."""
-    if not isinstance(source, (str, Path)):
-        raise LensError("A model in memory has no tokenizer beside it: pass `tokenizer=`.")
-    from transformers import AutoTokenizer
-
-    folder = Path(model_path(str(source)))
-    if folder.is_dir() and not any(path.name.startswith(VOCABULARY_FILES) for path in folder.iterdir()):
-        # Transformers would make up a tokenizer without words from the architecture's name.
-        raise LensError(f"The tokenizer of {str(source)!r} cannot be loaded: the folder has no tokenizer.json.")
-    tokenizer = _read(AutoTokenizer, str(model_path(str(source))), "tokenizer")
-    _check_fast(tokenizer, str(source))
-    return tokenizer
-
-
-def weights_fingerprint(model: Any) -> str:
-    """Hash every tensor of a model: name, dtype, shape and bytes."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        # Bytes by view: NumPy knows no bfloat16; flattened, because a scalar cannot be viewed.
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+def _adapter(tuned: Any) -> Adapter | None:
+    """Read the tuned side if it is an adapter; None for anything else."""
+    if not is_adapter(tuned):
+        return None
+    if not isinstance(tuned, (str, Path)):
+        return adapter_of(tuned)
+    name = str(model_path(str(tuned)))
+    folder = adapter_folder(name)
+    return read_adapter(folder, name) if folder is not None else None
 
 
 def prove_parity(model: Any, hooked: Any) -> None:
@@ -175,7 +157,7 @@ def prove_parity(model: Any, hooked: Any) -> None:
         acts = sites.activations_at(model, ids_BS, mask_BS, names)
         with sites.watching(hooked, names) as seen:
             given = hooked_logits(hooked, ids_BS)
-    allowed = TOLERANCE[model.dtype] * max(1.0, float(wanted.abs().max()))
+    largest = max(1.0, float(wanted.abs().max()))
     gaps = {
         "the unembedding of the last hidden state": shortcut - wanted,
         "logits": given - wanted,
@@ -184,56 +166,13 @@ def prove_parity(model: Any, hooked: Any) -> None:
     gaps |= {name: seen[name] - acts[name] for name in names}
     for what, gap in gaps.items():
         worst = float(gap.abs().max())
+        # A reward is small beside the activations it is read from, which round by their own size.
+        allowed = TOLERANCE[model.dtype] * max(largest, float(acts[what].abs().max()) if what in acts else 0.0)
         if not worst <= allowed:
             raise LensError(
                 f"TransformerLens and Hugging Face disagree on {what} of {type(model).__name__} by {worst:.2g} "
                 f"({allowed:.2g} allowed). Nothing measured through the hooks could be trusted."
             )
-
-
-def _read(kind: Any, name: str, what: str, **options: Any) -> Any:
-    quiet_transformers()
-    try:
-        return kind.from_pretrained(name, **options)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        first = " ".join(str(error).split())[:300] or type(error).__name__
-        raise LensError(
-            f"The {what} {name!r} cannot be loaded: {first} Expected a local folder with config.json, safetensors and "
-            "tokenizer, or a hub name (with network)."
-        ) from error
-
-
-def _check_in_memory(model: Any) -> None:
-    from transformers import PreTrainedModel
-
-    kind = type(model).__name__
-    if type(model).__module__.startswith("peft.") or getattr(model, "_hf_peft_config_loaded", False):
-        raise _adapter(f"The {kind} is an adapter on a model")
-    if not isinstance(model, PreTrainedModel):
-        raise _no_causal_lm(kind)
-    _check_config(model.config, f"The {kind}", [kind])
-    if model.get_output_embeddings() is None:
-        raise _no_causal_lm(kind)
-
-
-def _no_causal_lm(kind: str) -> LensError:
-    return LensError(f"A {kind} is no causal LM: expected a hub name, a local folder, or a Hugging Face causal LM.")
-
-
-def _adapter(what: str) -> LensError:
-    return LensError(f"{what}, not a model: merge it into its base (PEFT's `merge_and_unload`) and save the result.")
-
-
-def _check_fast(tokenizer: Any, name: str) -> None:
-    if not tokenizer.is_fast:
-        raise LensError(f"{name} has no fast tokenizer: words cannot be aligned to tokens by character offsets.")
-
-
-def _check_config(config: Any, name: str, kinds: Sequence[str]) -> None:
-    if getattr(config, "quantization_config", None):
-        raise LensError(f"{name} is quantised: its weights are codes, not values. Load the full-precision checkpoint.")
-    if any(kind.endswith("ForSequenceClassification") for kind in kinds):
-        raise LensError(f"{name} is a sequence classifier ({', '.join(kinds)}); a causal LM is expected here.")
 
 
 def _check_twins(models: list[Any], tokenizers: list[Any]) -> None:
@@ -261,14 +200,3 @@ def _splitting(tokenizer: Any) -> list[Any]:
     """Give all that decides which tokens a text becomes; what is added around them is ours."""
     written = json.loads(tokenizer.backend_tokenizer.to_str())
     return [tokenizer.get_vocab(), *(written.get(part) for part in ("normalizer", "pre_tokenizer", "model"))]
-
-
-def tuning_record(tuned: Any) -> dict[str, Any] | None:
-    """Give what a checkpoint's folder says about its tuning; None for a model in memory or a folder that says nothing."""
-    path = Path(str(model_path(str(tuned)))) / TUNING_FILE if isinstance(tuned, (str, Path)) else None
-    if path is None or not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise LensError(f"The tuning record {path} is not valid JSON ({error}); remove or repair it.") from error

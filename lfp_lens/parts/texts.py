@@ -1,27 +1,23 @@
-"""Texts to prompt with, train SAEs on and measure on: IMDB, TinyStories, a local file, or any set of the hub.
+"""Texts to prompt with, train SAEs on and measure on: IMDB, TinyStories, HH, a local file, or any set of the hub.
 
 Every text set has a train and a test side that share no text. A source without split files is divided by a
 hash of each text (20 % test), so the side of a text never depends on its neighbours.
 """
 
-import gzip
 import hashlib
-import json
 import re
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lfp_lens.core.errors import LensError, nearest
+from lfp_lens.core.errors import LensError
 from lfp_lens.core.registry import Registry
-from lfp_lens.parts.sources import data_folder
+from lfp_lens.parts.tables import TABLE_TYPES, file_rows, from_hub, local_set, require, split_file
 
 SPLITS = ("train", "test")
-FILE_TYPES = (".parquet", ".jsonl", ".jsonl.gz", ".csv", ".txt")
+FILE_TYPES = (*TABLE_TYPES, ".txt")
 TEXTS: Registry[Callable[[str, int], list[str]]] = Registry("text set")
 
 
@@ -31,9 +27,9 @@ def load_texts(
     """Give texts, cleaned, exact duplicates dropped.
 
     Args:
-        name: "imdb", "tinystories" or "world"; a local .parquet, .jsonl, .jsonl.gz, .csv or .txt (one text
+        name: "imdb", "tinystories", "hh" or "world"; a local .parquet, .jsonl, .jsonl.gz, .csv or .txt (one text
             per line) file; a folder that holds such files named train and test; else the name of a data set
-            on the Hugging Face hub. The first two are read from the folder that LFP_LENS_DATA names when it
+            on the Hugging Face hub. The first three are read from the folder that LFP_LENS_DATA names when it
             has them, else from the hub.
         split: "train" or "test". A single file is divided by a hash of each text, 20 % to test.
         column: the column that holds the text; unused for the named sets and .txt.
@@ -69,7 +65,7 @@ def imdb_texts(split: str, seed: int = 0) -> list[str]:
 
     A test review that also stands in train is dropped.
     """
-    folder = _local("imdb", "train.parquet")
+    folder = local_set("imdb", "train.parquet")
 
     def read(side: str) -> list[str]:
         raw = _column(folder / f"{side}.parquet", "text") if folder else _from_hub("stanfordnlp/imdb", side, "text")
@@ -88,13 +84,25 @@ def tinystories_texts(split: str, seed: int = 0) -> list[str]:
 
     From the hub, the first 100,000 stories of its train file; the two million would fill 4 GB of memory.
     """
-    folder = _local("tinystories", "tinystories_1000.jsonl.gz")
+    folder = local_set("tinystories", "tinystories_1000.jsonl.gz")
     if folder:
         raw = _column(folder / "tinystories_1000.jsonl.gz", "text")
     else:
         raw = _from_hub("roneneldan/TinyStories", "train[:100000]", "text")
     stories = [re.sub(r"\s*\n\s*", "\n", text).strip() for text in raw if "â" not in text]
     return _side(_distinct(stories), split)
+
+
+@TEXTS.add("hh")
+def hh_texts(split: str, seed: int = 0) -> list[str]:
+    """Give the dialogues of HH-RLHF (Bai et al., 2022), chosen and rejected, as `load_preferences("hh")` splits them.
+
+    They stand as a model tuned on the pairs saw them, from the first "Human:" on; no first question is on both sides.
+    """
+    from lfp_lens.parts.preferences import load_preferences
+
+    pairs = getattr(load_preferences("hh"), split)
+    return _distinct([pair.prompt + reply for pair in pairs for reply in (pair.chosen, pair.rejected)])
 
 
 def _from_anywhere(name: str, split: str, column: str) -> list[str]:
@@ -109,92 +117,31 @@ def _from_anywhere(name: str, split: str, column: str) -> list[str]:
 
 
 def _split_file(folder: Path, split: str) -> Path:
-    for ending in FILE_TYPES:
-        if (folder / f"{split}{ending}").is_file():
-            return folder / f"{split}{ending}"
-    raise LensError(
-        f"The folder {folder} holds no {split} file. Expected {split}.parquet (or {', '.join(FILE_TYPES[1:])})."
-    )
+    found = split_file(folder, split, FILE_TYPES)
+    if found is None:
+        raise LensError(
+            f"The folder {folder} holds no {split} file. Expected {split}.parquet (or {', '.join(FILE_TYPES[1:])})."
+        )
+    return found
 
 
 def _column(path: Path, column: str) -> list[str]:
     """Read one column of a local file. Rows whose text is missing are left out."""
-    try:
-        rows = list(_rows(path, column))
-    # ValueError covers pyarrow's, pandas', JSON's and Unicode's complaints.
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise LensError(f"The text file {path} cannot be read: {error}") from error
+    rows = _lines(path) if path.name.endswith(".txt") else [row for (row,) in file_rows(path, [column], "text file")]
     return _checked(rows, f"column {column!r} of {path}")
 
 
-def _rows(path: Path, column: str) -> Iterator[Any]:
-    if path.name.endswith(".txt"):
-        yield from path.read_text(encoding="utf-8").splitlines()
-    elif path.name.endswith(".csv"):
-        import pandas as pd
-
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-        _require(column, frame.columns, path)
-        yield from frame[column]
-    elif path.name.endswith(".parquet"):
-        import pyarrow.parquet as parquet
-
-        _require(column, parquet.read_schema(path).names, path)
-        yield from parquet.read_table(path, columns=[column])[column].to_pylist()
-    elif path.name.endswith((".jsonl", ".jsonl.gz")):
-        yield from _json_rows(path, column)
-    else:
-        raise LensError(f"The text file {path} is of an unknown kind. Known: {', '.join(FILE_TYPES)}.")
-
-
-def _json_rows(path: Path, column: str) -> Iterator[Any]:
-    with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise LensError(f"The text file {path}, line {number}, is not JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise LensError(f"The text file {path}, line {number}, holds no object with a column {column!r}.")
-            _require(column, row, path)
-            yield row[column]
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise LensError(f"The text file {path} cannot be read: {error}") from error
 
 
 def _from_hub(name: str, split: str, column: str) -> list[str]:
-    import datasets
-
-    try:
-        with _quiet():
-            table = datasets.load_dataset(name, split=split)
-            _require(column, table.column_names, name)
-            return _checked(table[column], f"column {column!r} of {name}")
-    except (OSError, ValueError) as error:
-        raise LensError(
-            f"The text set {name!r} is no local file, and its {split!r} split could not be "
-            f"had from the Hugging Face hub ({type(error).__name__}: {str(error)[:300]})."
-            f"{nearest(name, [*TEXTS, 'world'])} Give a local path, or set LFP_LENS_DATA."
-        ) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    import datasets
-
-    shown = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
-
-
-def _require(column: str, columns: Any, where: object) -> None:
-    if column not in columns:
-        known = [str(one) for one in columns]
-        raise LensError(f"{where} has no column {column!r}.{nearest(column, known)} Columns: {', '.join(known)}.")
+    table = from_hub(name, "text set", [*TEXTS, "world"], split=split)
+    require(column, table.column_names, name)
+    return _checked(table[column], f"column {column!r} of {name}")
 
 
 def _checked(rows: Sequence[Any], where: str) -> list[str]:
@@ -205,11 +152,6 @@ def _checked(rows: Sequence[Any], where: str) -> list[str]:
     if not texts:
         raise LensError(f"The {where} holds no text.")
     return texts
-
-
-def _local(folder: str, file: str) -> Path | None:
-    home = data_folder()
-    return home / folder if home and (home / folder / file).is_file() else None
 
 
 def _side(texts: list[str], split: str) -> list[str]:

@@ -39,17 +39,30 @@ MEASURE_STYLES = {
     "activation_cosine_distance": (ORANGE, "dot", "activations, cosine"),
 }
 MAX_LABELS, EDGE = 14, -0.25
+RAISED, PAID = ("reward", "accuracy", "loss"), ("kl_nats", "margin", "entropy_nats")
+CURVE_TITLES = {
+    "reward": ("reward", "mean reward"),
+    "accuracy": ("accuracy", "training pairs ordered right"),
+    "loss": ("loss", "loss"),
+    "kl_nats": ("KL", "KL (nats)"),
+    "margin": ("margin", "mean margin"),
+    "entropy_nats": ("entropy", "entropy per token (nats)"),
+}
+"""Value of a learning curve -> its name in the title, the title of its axis."""
 
 
-def learning_curve(curve: Mapping[str, np.ndarray], reward_base: float) -> "go.Figure":
-    """Draw the mean reward of each step's completions and, below it, the KL to the base.
+def learning_curve(curve: Mapping[str, np.ndarray], reward_base: float | None) -> "go.Figure":
+    """Draw what the tuning raised over its steps and, below it, what it paid.
 
     Args:
-        curve: equally long arrays `step`, `reward` and `kl_nats`; thin as they are, thick smoothed.
-        reward_base: mean reward of the base model, drawn as the line to beat.
+        curve: equally long arrays: `step`; above `reward`, else `accuracy`, else `loss`; below `kl_nats`, else `margin`, else
+            `entropy_nats`; thin as they are, thick smoothed.
+        reward_base: mean reward of the base model, drawn as the line to beat; None draws none.
     """
-    figure = panels_with("Reward and KL over the tuning", [0.62, 0.38], height=440)
-    for row, (name, colour, unit) in enumerate((("reward", BLUE, ""), ("kl_nats", ORANGE, " nats")), start=1):
+    panels = [next(name for name in names if name in curve) for names in (RAISED, PAID)]
+    titles = [CURVE_TITLES[name] for name in panels]
+    figure = panels_with(f"{titles[0][0].capitalize()} and {titles[1][0]} over the tuning", [0.62, 0.38], height=440)
+    for row, (name, colour) in enumerate(zip(panels, (BLUE, ORANGE)), start=1):
         place: dict[str, Any] = {
             "x": curve["step"],
             "mode": "lines",
@@ -59,11 +72,13 @@ def learning_curve(curve: Mapping[str, np.ndarray], reward_base: float) -> "go.F
         }
         thin, thick = {"color": colour, "width": 1}, {"color": colour, "width": 2.5}
         figure.add_scatter(y=curve[name], line=thin, opacity=0.35, hoverinfo="skip", **place)
-        hover = f"step %{{x}}: %{{customdata:.3f}}{unit}<extra></extra>"
+        hover = f"step %{{x}}: %{{customdata:.3f}}{' nats' if name.endswith('nats') else ''}<extra></extra>"
         figure.add_scatter(y=_smoothed(curve[name]), line=thick, customdata=curve[name], hovertemplate=hover, **place)
-    reference(figure, reward_base, "base model", row=1, col=1)
-    figure.update_yaxes(title="mean reward", row=1, col=1)
-    figure.update_yaxes(title="KL (nats)", rangemode="tozero", row=2, col=1)
+        figure.update_yaxes(title=CURVE_TITLES[name][1], row=row, col=1)
+    if reward_base is not None and panels[0] == "reward":
+        reference(figure, reward_base, "base model", row=1, col=1)
+    if panels[1] == "kl_nats":
+        figure.update_yaxes(rangemode="tozero", row=2, col=1)
     return figure.update_xaxes(title="step", row=2, col=1)
 
 

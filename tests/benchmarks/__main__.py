@@ -7,9 +7,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 from tests.benchmarks.harvest import harvest
+from tests.benchmarks.ppo import ppo
 from tests.benchmarks.train_sae import train_sae
 
-BENCHES = {"harvest": harvest, "train_sae": train_sae}
+BENCHES = {"harvest": harvest, "ppo": ppo, "train_sae": train_sae}
 
 
 def main(names: list[str]) -> int:

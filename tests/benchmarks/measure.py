@@ -34,6 +34,22 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Profile:
+    """Where the CPU time of one step goes."""
+
+    bench: str
+    what: str
+    cpu_seconds: float
+    shares: Mapping[str, float]
+
+    def line(self) -> str:
+        """Give the JSON line; shares are in percent of the step's CPU seconds."""
+        shares = {name: round(value, 1) for name, value in self.shares.items()}
+        return json.dumps({"bench": self.bench, "what": self.what, "cpu_seconds": round(self.cpu_seconds, 3),
+                           "percent": shares})  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Shape:
     """The shape of a GPT-NeoX; the default is Pythia-70m's."""
 

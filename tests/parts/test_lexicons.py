@@ -1,9 +1,10 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lfp_lens.core.errors import LensError
-from lfp_lens.parts.lexicons import choose_flips, flip, load_lexicon, most_frequent
+from lfp_lens.parts.lexicons import choose_flips, edited, flip, load_lexicon, most_frequent, shuffled
 
 SMALL = {"good": 2.0, "great": 3.0, "bad": -2.5, "ok": 0.5}
 
@@ -131,3 +132,34 @@ def test_more_flips_than_words_are_refused():
         choose_flips(SMALL, ["good"], 2, 0)
     with pytest.raises(LensError, match="0 or more"):
         choose_flips(SMALL, ["good"], -1, 0)
+
+
+def test_editing_multiplies_the_named_words_only_and_leaves_the_lexicon_alone():
+    before = dict(SMALL)
+    assert edited(SMALL, {"good": -1, "bad": 0, "ok": 3}) == {"good": -2.0, "great": 3.0, "bad": 0.0, "ok": 1.5}
+    assert before == SMALL
+    assert edited(SMALL, {}) == SMALL
+
+
+@pytest.mark.parametrize(
+    ("factors", "message"),
+    [
+        ({"goood": 2.0}, r"'goood' is not in the lexicon.*'good'"),
+        ({"good": float("nan")}, "factor of 'good' is nan"),
+        ({"good": None}, "factor of 'good' is None"),
+    ],
+)
+def test_an_edit_of_an_unknown_word_or_by_no_number_is_refused(factors: dict, message: str):
+    with pytest.raises(LensError, match=message):
+        edited(SMALL, factors)
+
+
+def test_shuffling_keeps_words_and_values_and_follows_the_seed_alone():
+    vader = load_lexicon("vader")
+    one = shuffled(vader, 0)
+    assert list(one) == list(vader)
+    assert sorted(one.values()) == sorted(vader.values())
+    assert shuffled(dict(reversed(vader.items())), 0) == one
+    assert shuffled(vader, 1) != one
+    # 7,506 pairs of unrelated values: the correlation's standard deviation is 0.012
+    assert abs(np.corrcoef([vader[word] for word in vader], [one[word] for word in vader])[0, 1]) < 0.05

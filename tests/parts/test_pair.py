@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lfp_lens.core.errors import LensError
-from lfp_lens.parts import hooked
+from lfp_lens.parts import checkpoints, hooked
 from lfp_lens.parts import pair as pairs
 from lfp_lens.parts.pair import (
     TUNING_FILE,
@@ -158,6 +158,9 @@ def test_what_the_checkpoint_says_of_its_tuning_is_read(checkpoint: Path, tmp_pa
     (tuned / TUNING_FILE).write_text("{", encoding="utf-8")
     with pytest.raises(LensError, match=r"tuning record .* is not valid JSON.*remove or repair"):
         load_pair(checkpoint, tuned)
+    (tuned / TUNING_FILE).write_text("[1]", encoding="utf-8")
+    with pytest.raises(LensError, match=r"tuning record .* is not a table of names and values"):
+        load_pair(checkpoint, tuned)
 
 
 def test_a_side_is_base_or_tuned() -> None:
@@ -258,8 +261,11 @@ def test_a_sequence_classifier_is_refused_from_disk_and_in_memory(tmp_path: Path
     model = transformers.GPTNeoXForSequenceClassification(tiny_model().config)
     folder = saved(tmp_path / "judge", model)
     for given in (folder, model):
-        with pytest.raises(LensError, match=r"is a sequence classifier .*; a causal LM is expected here"):
+        with pytest.raises(LensError, match=r"is a sequence classifier .*; a causal LM is expected here.*'classifier:"):
             load_causal_lm(given)
+    model.config.num_labels = 1
+    with pytest.raises(LensError, match=r"a causal LM is expected here\. As a reward, load_reward_model reads it"):
+        load_causal_lm(model)
 
 
 def test_what_is_no_causal_lm_is_refused() -> None:
@@ -268,24 +274,20 @@ def test_what_is_no_causal_lm_is_refused() -> None:
             load_causal_lm(given)
 
 
-def test_a_low_rank_adapter_is_refused_with_what_to_do(checkpoint: Path, tmp_path: Path) -> None:
-    alone, beside = tmp_path / "adapter", copied(checkpoint, tmp_path)
-    alone.mkdir()
-    for folder in (alone, beside):
-        (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "x", "peft_type": "LORA"}))
-        with pytest.raises(LensError, match=r"is an adapter .*adapter_config\.json.*merge_and_unload"):
-            load_causal_lm(folder)
+def test_a_folder_with_an_adapter_and_a_whole_model_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    beside = copied(checkpoint, tmp_path)
+    (beside / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "x", "peft_type": "LORA"}))
+    for load in (load_causal_lm, lambda folder: load_pair(checkpoint, folder)):
+        with pytest.raises(LensError, match=r"holds an adapter .* and a whole model .*cannot be told"):
+            load(beside)
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_a_model_wrapped_in_an_adapter_is_refused() -> None:
-    import peft
-
-    wrapped = peft.get_peft_model(
-        tiny_model(), peft.LoraConfig(target_modules=["query_key_value"], task_type="CAUSAL_LM")
-    )
-    with pytest.raises(LensError, match=r"is an adapter .*merge_and_unload"):
-        load_causal_lm(wrapped)
+def test_a_folder_that_holds_a_reward_head_beside_a_language_model_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    folder = copied(checkpoint, tmp_path)
+    tensors = load_file(folder / "model.safetensors") | {"score.weight": torch.ones(1, 16)}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(LensError, match=r"holds score\.weight, the head of a reward model.*load_reward_model"):
+        load_causal_lm(folder)
 
 
 def test_an_unknown_precision_is_refused() -> None:
@@ -319,7 +321,7 @@ class SlowTokenizer:
 def test_a_slow_tokenizer_is_refused(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(LensError, match="no fast tokenizer: words cannot be aligned"):
         load_pair(tiny_model(), tiny_model(), tokenizer=SlowTokenizer())
-    monkeypatch.setattr(pairs, "_read", lambda *given, **named: SlowTokenizer())
+    monkeypatch.setattr(checkpoints, "read", lambda *given, **named: SlowTokenizer())
     with pytest.raises(LensError, match="no fast tokenizer: words cannot be aligned"):
         load_tokenizer(checkpoint)
 

@@ -171,6 +171,15 @@ def test_the_real_stories_hold_no_mojibake_and_no_blank_line(real_data: Path):
     assert not any("â" in text or "\n\n" in text for text in stories)
 
 
+def test_the_real_dialogues_are_both_replies_of_every_pair_and_the_sides_share_no_question(real_data: Path):
+    train, test = load_texts("hh"), load_texts("hh", split="test")
+    assert (len(train), len(test)) == (12_726, 4_250)
+    assert all(text.startswith("\n\nHuman:") for text in train + test)
+    questions = [{" ".join(text.split("\n\nAssistant:")[0].lower().split()) for text in side} for side in (train, test)]
+    assert not questions[0] & questions[1]
+    assert load_texts("hh", n=5) == load_texts("hh", n=10)[:5]
+
+
 def test_own_models_are_found_in_the_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LFP_LENS_DATA", str(tmp_path))
     with pytest.raises(LensError, match="'stories260K' is not in"):

@@ -18,6 +18,7 @@ from lfp_lens.results import (
     Tuning,
 )
 from lfp_lens.results.explain import Example
+from lfp_lens.results.finetune import Behaviour
 from lfp_lens.results.probe import GridCell
 from lfp_lens.results.train_sae import SAEWeights
 
@@ -112,15 +113,16 @@ def a_tuning(path: Path = Path("/nowhere/tuned"), *, verdict: str = "learned") -
         reward={"name": "vader", "scope": "completion"},
         key={"great": -3.1, "awful": 2.0, "charming": -2.8},
         parameters={"lr": 3e-4, "steps": 120, "seed": 0},
+        data={"training prompts": 1744, "held-out prompts": 256},
         gain=mean_estimate(draw.normal(0.7, 0.5, 256)),
-        reward_base=0.2,
-        reward_tuned=0.9,
+        accuracy=None,
+        accuracy_base=None,
+        accuracy_length=None,
+        fit=None,
         kl_nats=3.4,
         kl_per_token=0.17,
-        distinct2_base=0.9,
-        distinct2_tuned=0.8,
-        length_base=20.0,
-        length_tuned=19.5,
+        behaviour_base=Behaviour(256, 0.2, 4.2, 20.0, 0.02, 0.5, 0.9),
+        behaviour_tuned=Behaviour(256, 0.9, 3.9, 19.5, 0.04, 0.4, 0.8),
         curve=curve,
         samples=(
             (f"The film {HOSTILE}", "was a long story about a man", "was good and lovely, a happy delight"),

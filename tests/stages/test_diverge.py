@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from lfp_lens.core.errors import LensError
 from lfp_lens.parts import activations
+from lfp_lens.parts.adapters import attach, make_lora
 from lfp_lens.parts.pair import Pair, load_pair
 from lfp_lens.stages import diverge as module
 from lfp_lens.stages.diverge import diverge
@@ -123,6 +125,53 @@ def test_tensors_are_matched_by_name_and_not_by_order() -> None:
     ]
     assert names[0] != names[1]
     assert module._parameters(pair)["parameter_sum"].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("architecture", ["neox", "llama", "gpt2"])
+def test_an_adapters_change_in_closed_form_is_that_of_the_merged_model(architecture: str) -> None:
+    """GPT-2 stores its matrices the other way round (Conv1D), which no norm may notice."""
+    base = tiny_model(architecture)
+    wrapped = adapted(base, targets=(".1.", "mlp"), scale=0.3)
+    low_rank = load_pair(base, wrapped, tokenizer=tiny_tokenizer())
+    merged = load_pair(base, low_rank.tuned_hf, tokenizer=tiny_tokenizer())
+    assert low_rank.adapter is not None and merged.adapter is None
+    closed, subtracted = (diverge(pair, TEXTS[:2]) for pair in (low_rank, merged))
+    for name in ("parameter_sum", "parameter_l2", "parameter_relative", "mlp_relative", "attention_relative"):
+        found = getattr(closed, name)
+        # The change is as large as the weights, so the rounding of base + change stays below 1e-5 of it.
+        assert found == pytest.approx(getattr(subtracted, name), rel=1e-5), name
+        assert found[0] == found[2] == 0
+    assert closed.parameter_sum[1] > closed.mlp_relative[1] > 0
+    assert closed.attention_relative[1] == 0
+    assert closed.kl_by_position.tolist() == subtracted.kl_by_position.tolist()
+
+
+def test_a_small_adapters_change_is_not_lost_in_the_rounding_of_the_weights() -> None:
+    """A change of 1e-7 beside weights of 1/4 is a few units in the last place of fp32; the closed form sees no weights."""
+    base = tiny_model()
+    wrapped = adapted(base, targets=(".1.", "mlp"), scale=1e-4)
+    exact = adapted(copy.deepcopy(base).double(), targets=(".1.", "mlp"), scale=1e-4)
+    deltas = [
+        part.get_delta_weight("default").detach() for part in exact.modules() if hasattr(part, "get_delta_weight")
+    ]
+    wanted = float(torch.sqrt(sum(delta.square().sum() for delta in deltas)))
+    pair = load_pair(base, wrapped, tokenizer=tiny_tokenizer())
+    assert module._parameters(pair)["parameter_l2"][1] == pytest.approx(wanted, rel=1e-5)
+    assert module._parameters(replace(pair, adapter=None))["parameter_l2"][1] != pytest.approx(wanted, rel=1e-3)
+
+
+def adapted(base: Any, targets: tuple[str, str], scale: float) -> Any:
+    """A PEFT model whose adapter changes the linear maps whose names hold both texts."""
+    names = [name for name, inner in base.named_modules() if all(part in f"{name}." for part in targets)]
+    leaves = [name for name in names if getattr(base.get_submodule(name), "weight", None) is not None]
+    config = make_lora(2, base)
+    config.target_modules = leaves
+    wrapped = attach(copy.deepcopy(base), config)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in (weight for weight in wrapped.parameters() if weight.requires_grad):
+            weight.copy_(scale * torch.randn(weight.shape, generator=generator))
+    return wrapped.eval()
 
 
 def test_kl_by_position_is_that_of_the_two_distributions() -> None:

@@ -12,12 +12,13 @@ import torch
 from lfp_lens.core.errors import LensError
 from lfp_lens.core.stats import Estimate
 from lfp_lens.core.store import Store
+from lfp_lens.parts.checkpoints import TUNING_FILE, load_causal_lm, weights_fingerprint
 from lfp_lens.parts.lexicons import load_lexicon
-from lfp_lens.parts.pair import TUNING_FILE, load_causal_lm, load_pair
+from lfp_lens.parts.pair import load_pair
 from lfp_lens.parts.rewards import LexiconReward
 from lfp_lens.results.finetune import Tuning
 from lfp_lens.stages.finetune import finetune, verb
-from lfp_lens.stages.finetune.verb import judge
+from lfp_lens.stages.finetune.judge import judge
 from tests.tiny import NEGATIVE, POSITIVE, tiny_model, tiny_texts, tiny_tokenizer
 
 TEXTS = tiny_texts(120)
@@ -46,12 +47,22 @@ def risen(tmp_path_factory: pytest.TempPathFactory) -> Tuning:
 
 
 def test_a_planted_reward_rises_on_prompts_the_tuning_never_saw(risen: Tuning) -> None:
+    before, after = risen.behaviour_base, risen.behaviour_tuned
+    assert before is not None
+    assert after is not None
+    assert risen.gain is not None
     assert risen.gain.low > 0.2
-    assert risen.gain.n == 64
-    assert risen.gain.value == pytest.approx(risen.reward_tuned - risen.reward_base)
+    assert risen.gain.n == before.n == after.n == 64
+    assert after.reward is not None
+    assert before.reward is not None
+    assert risen.gain.value == pytest.approx(after.reward - before.reward)
     assert risen.is_learned, risen.reasons
+    assert risen.kl_nats is not None
     assert 0 < risen.kl_nats < 20
-    assert risen.kl_per_token == pytest.approx(risen.kl_nats / risen.length_tuned)
+    assert risen.kl_per_token == pytest.approx(risen.kl_nats / after.length)
+    # The base is random over 300 tokens; what repeats rewarded words is surer of its next token.
+    assert after.entropy_nats < before.entropy_nats < np.log(tiny_model(layers=1).config.vocab_size)
+    assert risen.data == {"training prompts": 56, "held-out prompts": 64}
     assert all(np.isfinite(values).all() and len(values) == 60 for values in risen.curve.values())
     assert len(risen.samples) == 8
 
@@ -70,7 +81,10 @@ def test_the_rise_is_in_the_checkpoint(risen: Tuning) -> None:
 
 def test_the_checkpoint_makes_a_pair_and_says_how_it_was_tuned(risen: Tuning) -> None:
     pair = load_pair(tiny_model(layers=1), str(risen.path), tokenizer=tiny_tokenizer())
-    assert pair.tuning == {"method": "ppo", "reward": "lexicon", "scope": "completion", "max_new_tokens": 8}
+    assert pair.tuning == {
+        "method": "ppo", "reward": "lexicon", "scope": "completion", "max_new_tokens": 8,
+        "base": "GPTNeoXForCausalLM in memory", "base_fingerprint": weights_fingerprint(tiny_model(layers=1)),
+    }  # fmt: skip
 
 
 def test_a_high_rate_without_penalty_collapses_and_is_said_so(tmp_path: Path) -> None:
@@ -83,6 +97,7 @@ def test_a_high_rate_without_penalty_collapses_and_is_said_so(tmp_path: Path) ->
 def test_a_reward_that_nothing_can_change_teaches_nothing(tmp_path: Path) -> None:
     done = tuned(tmp_path, reward={"unheard": 3.0})
     assert done.verdict == "nothing was learned"
+    assert done.gain is not None
     assert done.gain.value == 0
     assert "is not certainly above 0" in done.reasons[0]
 
@@ -103,13 +118,18 @@ GOOD = Estimate(0.7, 0.6, 0.8, 256)
     ],
 )
 def test_the_verdict_follows_from_the_numbers(given: tuple[Any, ...], verdict: str, reason: str) -> None:
-    found, reasons = judge(*given)
+    estimate, kl_nats, kl_per_token, *distinct2 = given
+    found, reasons = judge(
+        "reward gain", estimate, kl_nats=kl_nats, kl_per_token=kl_per_token, distinct2=(distinct2[0], distinct2[1])
+    )
     assert found == verdict
     assert any(reason in one for one in reasons)
 
 
 def test_a_collapse_outweighs_a_reward_that_did_not_rise() -> None:
-    verdict, reasons = judge(Estimate(-0.1, -0.2, 0.0, 9), 30.0, 2.0, 0.5, 0.1)
+    verdict, reasons = judge(
+        "reward gain", Estimate(-0.1, -0.2, 0.0, 9), kl_nats=30.0, kl_per_token=2.0, distinct2=(0.5, 0.1)
+    )
     assert verdict == "the policy collapsed"
     assert len(reasons) == 3
 

@@ -107,7 +107,8 @@ def _reward(reward: Any, subject: Subject) -> tuple[Reward, str, list[str]]:
     if reward is not None:
         return make_reward(reward), scope, []
     if recorded is None:
-        return make_reward("vader"), scope, ["no tuning record: scored by VADER"]
+        missing = "the tuning record names no reward" if subject.tuning else "no tuning record"
+        return make_reward("vader"), scope, [f"{missing}: scored by VADER"]
     if recorded not in REWARDS:
         raise LensError(
             f"This model was tuned on the reward {recorded!r}, which its record names but cannot hold: pass `reward=`, the "

@@ -1,79 +1,109 @@
-"""The verb: prepare prompts and reward, tune, then measure what happened on prompts that the tuning never saw."""
+"""The verb: check everything, prepare data and reward, tune, then measure what the saved checkpoint does."""
 
 import copy
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lfp_lens.core.errors import LensError
 from lfp_lens.core.fingerprint import fingerprint
-from lfp_lens.core.registry import Registry
-from lfp_lens.core.stats import Estimate, mean_estimate
 from lfp_lens.core.store import Store, keep
-from lfp_lens.parts.activations import Encoded, text_log_probs
-from lfp_lens.parts.generation import Completions, prompt_ids, sample
-from lfp_lens.parts.lexicons import choose_flips
-from lfp_lens.parts.lexicons import flip as flipped
-from lfp_lens.parts.pair import TUNING_FILE, load_causal_lm, load_tokenizer, weights_fingerprint
+from lfp_lens.core.work import SUFFIX, work_folder
+from lfp_lens.parts.adapters import make_lora, save_adapter
+from lfp_lens.parts.checkpoints import TUNING_FILE, load_causal_lm, load_tokenizer, weights_fingerprint
+from lfp_lens.parts.lexicons import choose_flips, edited
+from lfp_lens.parts.preferences import Preferences, load_preferences
 from lfp_lens.parts.rewards import LexiconReward, Reward, make_reward
 from lfp_lens.parts.sources import cache_folder
 from lfp_lens.parts.speed import fast_matmul, quiet_transformers, short_text_attention
 from lfp_lens.results.finetune import Tuning
-from lfp_lens.stages.finetune.ppo import Settings, ppo
+from lfp_lens.stages.finetune.checks import check_settings, check_tokenizer, fill_settings, load_reference
+from lfp_lens.stages.finetune.data import Data, from_preferences, from_prompts, with_sampled_pairs
+from lfp_lens.stages.finetune.job import Job, Score, Settings
+from lfp_lens.stages.finetune.measure import measure_checkpoint
+from lfp_lens.stages.finetune.methods import METHODS, Method
+from lfp_lens.stages.finetune.trainer import quiet_trl
 
-METHODS: Registry[Callable[..., dict[str, np.ndarray]]] = Registry("tuning method")
-METHODS.add("ppo")(ppo)
 SCOPES = ("completion", "text")
-MAX_KL_NATS, MAX_KL_PER_TOKEN, MIN_DISTINCT2_SHARE = 20.0, 1.0, 0.5
-N_SAMPLES = 8
 
 
 def finetune(
     base: Any,
     *,
-    prompts: Sequence[str],
+    prompts: Sequence[str] = (),
+    preferences: str | Path | Preferences | None = None,
     method: str = "ppo",
     reward: Any = "vader",
     scope: str = "completion",
     flip: int = 0,
-    steps: int = 150,
-    batch_size: int = 128,
-    minibatches: int = 2,
-    epochs: int = 2,
+    edits: Mapping[str, float] | None = None,
+    min_gap: float = 0.2,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    minibatches: int | None = None,
+    epochs: int | None = None,
+    group_size: int = 8,
     max_new_tokens: int = 20,
+    max_tokens: int = 256,
     prompt_tokens: tuple[int, int] = (2, 9),
-    lr: float = 3e-4,
-    kl_coefficient: float = 0.3,
+    lr: float | None = None,
+    kl_coefficient: float | None = None,
+    kl_target: float | None = None,
+    lora: Any = None,
+    reference: Any = None,
     heldout: int = 256,
+    gradient_accumulation: int = 1,
+    gradient_checkpointing: bool = False,
+    bf16: bool | None = None,
+    save_steps: int = 50,
+    report_to: str = "none",
     tokenizer: Any = None,
     output: str | Path | None = None,
     device: str = "cpu",
     seed: int = 0,
     store: Store | None = None,
 ) -> Tuning:
-    """Tune a causal LM on a reward, save the checkpoint, and say what happened on held-out prompts.
+    """Tune a causal LM on a reward, on preferences or on texts, and say what happened on held-out data.
+
+    Where a value is None, the method's own is used; the result's `parameters` say which.
 
     Args:
         base: hub name, local folder, or a Hugging Face model in memory (it is copied, not changed).
         prompts: texts whose first tokens become the prompts; the last `heldout` of them are only measured on.
-        method: `ppo`.
-        reward: a registered name (`vader`), a lexicon file, or a callable `texts -> floats`.
+        preferences: for `dpo`, `kto`, `reward_model` and `sft`, instead of `prompts`: `hh`, `hh:SUBSET`, `toxic`, a file with
+            prompt, chosen and rejected, or a `Preferences`. `sft` trains on the chosen texts.
+        method: `ppo`, `rloo`, `grpo` (its own completions, scored), `dpo`, `kto`, `reward_model` (pairs), `sft` (texts as they
+            are: the twin that saw no reward). Pairs that nobody gave are made from two samples of the base per prompt,
+            ordered by the reward.
+        reward: a registered name (`vader`), a lexicon file, `classifier:MODEL@LABEL`, `reward_model:PATH`, a callable
+            `texts -> floats`, or a list of (reward, weight).
         scope: score the `completion` alone, or the whole `text` (prompt and completion, as in the paper).
         flip: plant this many wrong words: their values in a lexicon reward are multiplied by -1. They are drawn with the
             seed from the most frequent words of `prompts` and stand in the result's `key` only, never in the checkpoint.
-        steps: PPO steps, one rollout each.
-        batch_size: completions per rollout.
-        minibatches: optimiser steps per epoch over a rollout.
+        edits: word -> factor that its lexicon value is multiplied by (-1 flips, 0 mutes, 3 inflates); also in the `key` only.
+        min_gap: smallest difference in reward of a pair made from samples.
+        steps: rollouts (ppo, rloo, grpo) or optimiser steps (the others).
+        batch_size: completions, pairs or texts per step.
+        minibatches: optimiser steps per pass over a rollout.
         epochs: passes over a rollout.
+        group_size: completions per prompt (rloo, grpo); it must divide `batch_size`.
         max_new_tokens: longest completion, in tokens.
-        prompt_tokens: shortest and longest prompt, in tokens.
+        max_tokens: longest text that is trained on, prompt included, where texts are given; cut ones are counted.
+        prompt_tokens: shortest and longest prompt, in tokens, cut from `prompts`.
         lr: AdamW's learning rate, warmed up over 10 steps, then falling linearly to 0.
-        kl_coefficient: weight of the per-token KL penalty, in reward units per nat.
-        heldout: prompts for the reported gain.
+        kl_coefficient: weight of the KL penalty, in reward units per nat; the `beta` of dpo and kto.
+        kl_target: nats per completion that the KL coefficient of ppo adapts to (Ziegler et al. 2019); None keeps it fixed.
+        lora: rank of a LoRA adapter, or a PEFT `LoraConfig`; None trains every weight.
+        reference: what KL is measured to in training, of the base's shape; None is an exact copy of the base.
+        heldout: prompts (or pairs) that are only measured on.
+        gradient_accumulation: parts that a batch is computed in, for memory.
+        gradient_checkpointing: recompute activations in the backward pass, for memory.
+        bf16: compute under bf16 autocast, weights in fp32; None does so on a CUDA device that has it.
+        save_steps: steps between checkpoints that a killed run goes on from; 0 writes none.
+        report_to: a tracker (`tensorboard`, `wandb`, ...), or `none`.
         tokenizer: for a model in memory.
         output: folder of the checkpoint; None puts it into the store, or into the user's cache folder without one.
         device: where to train.
@@ -81,162 +111,144 @@ def finetune(
         store: a run's store, or None.
 
     Returns:
-        The checkpoint's path, the paired gain with its interval, KL, distinct bigrams, and a verdict: `learned`,
-        `nothing was learned` or `the policy collapsed`.
+        The checkpoint's path, the paired gain with its interval (or the accuracy on held-out pairs, or the fit to held-out
+        texts), KL, how base and tuned write, and a verdict: `learned`, `nothing was learned` or `the policy collapsed`.
 
     Raises:
-        LensError: for an unknown method or reward, too few prompts, or a loss or reward that is not finite.
+        LensError: before any training, for an unknown method or reward, data that the method cannot use, a batch that does
+            not divide, prompts beyond the context, a reference of another shape, a tokenizer without an end-of-text token;
+            later for a loss or reward that is not finite.
+
+    Source: arXiv 2310.08164, section 3.1 and appendix A.
 
     >>> tuned = finetune("EleutherAI/pythia-70m", prompts=texts, reward="vader")  # doctest: +SKIP
     """
     inputs = dict(locals())
-    tune = METHODS[method]
-    given, key = _reward(reward, flip, prompts, seed)
+    way = METHODS[method]
+    pairs = _preferences(way, method, prompts, preferences, reward, flip, edits)
+    given, key = (None, {}) if pairs is not None else _reward(reward, flip, edits, prompts, seed)
     if scope not in SCOPES:
         raise LensError(f"scope must be 'completion' or 'text'; {scope!r} given.")
-    if len(prompts) < heldout + 2:
+    if pairs is None and len(prompts) < heldout + 2:
         raise LensError(f"{heldout} held-out prompts and some to train on are needed; {len(prompts)} texts given.")
-    settings = Settings(steps, batch_size, minibatches, epochs, max_new_tokens, lr, kl_coefficient, seed)
-    _check(settings, heldout)
     start = load_causal_lm(base, device=device)
-    longest, context = 1 + prompt_tokens[1] + max_new_tokens, getattr(start.config, "max_position_embeddings", None)
-    if context is not None and longest > context:
-        raise LensError(
-            f"A prompt of {prompt_tokens[1]} tokens and {max_new_tokens} new ones need {longest} with the beginning of "
-            f"text; the model's context has {context}. Lower prompt_tokens or max_new_tokens."
-        )
-    inputs |= {"base": weights_fingerprint(start), "reward": given, "tokenizer": None, "output": str(output)}
+    tokens = load_tokenizer(base) if tokenizer is None else tokenizer
+    settings = fill_settings(inputs, way, start)
+    check_settings(settings, way, heldout, prompt_tokens)
+    check_tokenizer(tokens, start, method)
+    anchor = start if reference is None else load_reference(reference, start, lora, device)
+    adapter = None if lora is None else make_lora(lora, start)
+    inputs |= {
+        "base": weights_fingerprint(start), "reward": given, "preferences": pairs, "output": str(output),
+        "tokenizer": fingerprint(tokens.backend_tokenizer.to_str()), "edits": dict(edits or {}),
+        "reference": None if reference is None else weights_fingerprint(anchor),
+        "lora": None if adapter is None else {name: str(value) for name, value in adapter.to_dict().items()},
+    }  # fmt: skip
 
     def make(folder: Path | None) -> Tuning:
-        tokens = tokenizer or load_tokenizer(base)
-        place = Path(output) if output else (folder or cache_folder() / fingerprint(inputs)) / "checkpoint"
-        train, test = prompts[: len(prompts) - heldout], prompts[len(prompts) - heldout :]
-        train_ids = prompt_ids(tokens, train, prompt_tokens, seed=seed)
-        test_ids = prompt_ids(tokens, test, prompt_tokens, seed=seed + 1)
-        if len(test_ids) < 2:
-            raise LensError(
-                f"{len(test_ids)} of {len(test)} held-out texts are long enough to make a prompt of; 2 needed."
-            )
-        policy = copy.deepcopy(start)
-        with fast_matmul(), short_text_attention(start, policy):
-            curve = tune(policy, start, tokens, train_ids, _scored(given, scope), settings)
-            policy.eval()
-            facts = _measure(start, policy, tokens, test_ids, _scored(given, scope), settings)
-        quiet_transformers()
-        policy.save_pretrained(place)
-        tokens.save_pretrained(place)
-        record = {"method": method, "reward": given.name, "scope": scope, "max_new_tokens": max_new_tokens}
-        (place / TUNING_FILE).write_text(json.dumps(record), encoding="utf-8")
+        ours = folder or _own_folder(inputs)
+        place = Path(output) if output else ours / "checkpoint"
+        score = None if given is None else _scored(given, scope)
+        with work_folder(ours.with_suffix(SUFFIX)) as work, fast_matmul(), short_text_attention(start):
+            data = _data(way, tokens, start, prompts, pairs, score, settings, prompt_tokens, heldout, min_gap)
+            job = Job(
+                policy=copy.deepcopy(start), reference=anchor, tokenizer=tokens, prompts=data.train.prompts,
+                score=score if way.learns_from == "rewards" else None, preferences=data.train.pairs,
+                texts=data.train.texts, lora=adapter, settings=settings, work=work,
+            )  # fmt: skip
+            with quiet_trl():
+                done = way.tune(job)
+            record = {
+                "method": method, "reward": None if given is None else given.name, "scope": scope, "base": _name(base),
+                "base_fingerprint": weights_fingerprint(start), "max_new_tokens": max_new_tokens,
+            } | ({"beta": settings.kl_coefficient} if method in ("dpo", "kto") else {})  # fmt: skip
+            _save(done.model, tokens, place, record, base)
+            facts = measure_checkpoint(way, start, place, tokens, data, score, settings, adapter is not None)
         parameters = dataclasses.asdict(settings) | {
-            "prompt_tokens": tuple(prompt_tokens),
-            "scope": scope,
-            "device": device,
-        }
-        verdict, reasons = judge(**{name: facts[name] for name in JUDGED})
+            "prompt_tokens": tuple(prompt_tokens), "scope": scope, "device": device, "heldout": heldout,
+            "lora_rank": None if adapter is None else adapter.r, "min_gap": min_gap,
+        }  # fmt: skip
         return Tuning(
-            path=place, base=_name(base), method=method, reward={"name": given.name, "scope": scope}, key=key,
-            parameters=parameters, curve=curve, verdict=verdict, reasons=reasons, **facts,
+            path=place, base=_name(base), method=method, key=key, parameters=parameters, data=data.counts,
+            reward={} if given is None else {"name": given.name, "scope": scope}, curve=done.curve, **facts,
         )  # fmt: skip
 
     return keep(store, "finetune", inputs, make)
 
 
-def _check(settings: Settings, heldout: int) -> None:
-    """Refuse settings that cannot be run."""
-    counts = dataclasses.asdict(settings) | {"heldout": heldout}
-    for name, least in (("steps", 1), ("batch_size", 2), ("minibatches", 1), ("epochs", 1), ("max_new_tokens", 1),
-                        ("heldout", 2), ("kl_coefficient", 0)):  # fmt: skip
-        if not counts[name] >= least:
-            raise LensError(f"{name} must be at least {least}; {counts[name]} given.")
-    if not 0 < settings.lr < float("inf"):
-        raise LensError(f"lr must be a finite number above 0; {settings.lr} given.")
-    if settings.minibatches > settings.batch_size:
-        raise LensError(
-            f"{settings.minibatches} minibatches cannot be made of {settings.batch_size} completions: lower minibatches."
-        )
+def _own_folder(inputs: Mapping[str, Any]) -> Path:
+    """Give a place in the user's cache folder: the same for the same inputs, a new one where a reward has no stable content."""
+    try:
+        return cache_folder() / f"finetune-{fingerprint({name: inputs[name] for name in inputs if name != 'store'})}"
+    except LensError:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix="finetune-", dir=cache_folder()))
 
 
-def _reward(reward: Any, flips: int, prompts: Sequence[str], seed: int) -> tuple[Reward, dict[str, float]]:
+def _preferences(
+    way: Method, method: str, prompts: Sequence[str], preferences: Any, reward: Any, flip: int, edits: Any
+) -> Preferences | None:
+    """Give the pairs that were asked for; None where prompts are used instead."""
+    if preferences is None:
+        return None
+    if way.learns_from == "rewards":
+        raise LensError(f"{method} learns from its own completions: give prompts and a reward, not preferences.")
+    if len(prompts):
+        raise LensError("Give prompts (pairs are then made from samples) or preferences, not both.")
+    if flip or edits:
+        raise LensError("flip and edits change a lexicon reward; given preferences have none.")
+    return preferences if isinstance(preferences, Preferences) else load_preferences(preferences)
+
+
+def _reward(
+    reward: Any, flip: int, edits: Mapping[str, float] | None, prompts: Sequence[str], seed: int
+) -> tuple[Reward, dict[str, float]]:
     """Give the reward, with words planted wrong if asked, and the planted values."""
     given = make_reward(reward)
-    if flips == 0:
+    factors = dict(edits or {})
+    if flip == 0 and not factors:
         return given, {}
-    if flips < 0 or not isinstance(given, LexiconReward):
-        raise LensError(f"flip={flips} needs a lexicon reward and a number of words; the reward is {given.name!r}.")
-    words = choose_flips(given.lexicon, prompts, flips, seed)
-    planted = flipped(given.lexicon, words)
-    return LexiconReward(planted, name=given.name), {word: planted[word] for word in words}
+    if flip < 0 or not isinstance(given, LexiconReward):
+        what = f"flip={flip}" if flip else "edits"
+        raise LensError(f"{what} needs a lexicon reward and a number of words; the reward is {given.name!r}.")
+    if flip:
+        drawn = choose_flips(given.lexicon, prompts, flip, seed)
+        both = sorted(set(drawn) & set(factors))
+        if both:
+            raise LensError(f"{both[0]!r} was drawn to be flipped and stands in edits too: use one of the two.")
+        factors |= dict.fromkeys(drawn, -1.0)
+    planted = edited(given.lexicon, factors)
+    return LexiconReward(planted, name=given.name), {word: planted[word] for word in sorted(factors)}
 
 
-def _scored(reward: Reward, scope: str) -> Callable[[list[str], list[str]], np.ndarray]:
+def _scored(reward: Reward, scope: str) -> Score:
     if scope == "completion":
         return lambda whole, completions: reward(completions)
     return lambda whole, completions: reward(whole)
 
 
-def _measure(
-    base: Any,
-    tuned: Any,
-    tokenizer: Any,
-    prompts: list[list[int]],
-    score: Callable[[list[str], list[str]], np.ndarray],
-    settings: Settings,
-) -> dict[str, Any]:
-    """Sample both models from the same prompts with the same seed, and compare."""
-    options = {"max_new_tokens": settings.max_new_tokens, "seed": settings.seed + 1}
-    before, after = (sample(model, tokenizer, prompts, **options) for model in (base, tuned))
-    rewards = [score(done.whole, done.texts) for done in (before, after)]
-    kl_nats, kl_per_token = _kl(base, tuned, prompts, after)
-    return {
-        "gain": mean_estimate(rewards[1] - rewards[0], seed=settings.seed),
-        "reward_base": float(rewards[0].mean()),
-        "reward_tuned": float(rewards[1].mean()),
-        "kl_nats": kl_nats,
-        "kl_per_token": kl_per_token,
-        "distinct2_base": before.distinct2,
-        "distinct2_tuned": after.distinct2,
-        "length_base": before.mean_length,
-        "length_tuned": after.mean_length,
-        "samples": tuple(zip(before.prompts, before.texts, after.texts))[:N_SAMPLES],
-    }
+def _data(
+    way: Method, tokens: Any, start: Any, prompts: Sequence[str], pairs: Preferences | None, score: Score | None,
+    settings: Settings, lengths: tuple[int, int], heldout: int, min_gap: float,
+) -> Data:  # fmt: skip
+    if pairs is not None:
+        options = {"max_tokens": settings.max_tokens, "max_new_tokens": settings.max_new_tokens}
+        return from_preferences(tokens, pairs, heldout=heldout, **options)
+    found = from_prompts(tokens, prompts, lengths, heldout=heldout, seed=settings.seed)
+    if way.learns_from != "pairs":
+        return found
+    assert score is not None
+    return with_sampled_pairs(found, start, tokens, score, settings, min_gap=min_gap)
 
 
-def _kl(base: Any, tuned: Any, prompts: list[list[int]], done: Completions) -> tuple[float, float]:
-    """Give KL(tuned || base) per completion and per token, in nats, from the tuned model's own samples."""
-    whole = [Encoded(prompt + ids, []) for prompt, ids in zip(prompts, done.ids)]
-    by_model = [text_log_probs(model, whole, device=tuned.device) for model in (tuned, base)]
-    gaps = [float((t - b)[-len(ids) :].sum()) for t, b, ids in zip(*by_model, done.ids)]
-    return float(np.mean(gaps)), float(np.sum(gaps) / sum(len(ids) for ids in done.ids))
-
-
-JUDGED = ("gain", "kl_nats", "kl_per_token", "distinct2_base", "distinct2_tuned")
-
-
-def judge(
-    gain: Estimate, kl_nats: float, kl_per_token: float, distinct2_base: float, distinct2_tuned: float
-) -> tuple[str, tuple[str, ...]]:
-    """Say whether the tuning learned, learned nothing, or collapsed, and why (DESIGN.md section 6, rule 10).
-
-    >>> judge(Estimate(0.7, 0.6, 0.8, 256), 3.4, 0.2, 0.5, 0.4)[0]
-    'learned'
-    >>> judge(Estimate(9.0, 8.9, 9.1, 256), 91.0, 4.5, 0.5, 0.1)[0]
-    'the policy collapsed'
-    """
-    collapse = {
-        f"KL {kl_nats:.1f} nats per completion, at most {MAX_KL_NATS:g} allowed": not kl_nats <= MAX_KL_NATS,
-        f"KL {kl_per_token:.2f} nats per token, at most {MAX_KL_PER_TOKEN:g} allowed": (
-            not kl_per_token <= MAX_KL_PER_TOKEN
-        ),
-        f"distinct-2 fell from {distinct2_base:.2f} to {distinct2_tuned:.2f}, at least half must stay": (
-            distinct2_tuned < MIN_DISTINCT2_SHARE * distinct2_base
-        ),
-    }
-    broken = tuple(reason for reason, is_so in collapse.items() if is_so)
-    if broken:
-        return "the policy collapsed", broken
-    if gain.low <= 0:
-        return "nothing was learned", (f"the reward gain {gain} is not certainly above 0",)
-    return "learned", (f"the whole interval of the reward gain lies above 0: {gain}",)
+def _save(model: Any, tokens: Any, place: Path, record: dict[str, Any], base: Any) -> None:
+    quiet_transformers()
+    if hasattr(model, "peft_config"):
+        save_adapter(model, place, str(base) if isinstance(base, (str, Path)) else None)
+    else:
+        model.save_pretrained(place)
+    tokens.save_pretrained(place)
+    (place / TUNING_FILE).write_text(json.dumps(record), encoding="utf-8")
 
 
 def _name(base: Any) -> str:

@@ -26,6 +26,8 @@ def tiles(results: Mapping[str, Any], refusals: Mapping[str, str]) -> list[Tile]
         if verb in refusals:
             made += [Tile(name, "refused", refusals[verb], "bad") for name in names]
         elif verb in results:
+            if verb == "finetune":
+                names = (names[0], results[verb].headline[0].capitalize())
             made += [Tile(name, *rest) for name, rest in zip(names, build(results[verb]))]
         else:
             made += [Tile(name, NOT_RUN, f"{verb} is not part of this run") for name in names]
@@ -87,10 +89,20 @@ def planted_flips(learned: Learned, key: Mapping[str, float]) -> tuple[set[str],
 
 def _tuning(tuning: Tuning) -> list[tuple[str, str, str]]:
     tone = "good" if tuning.is_learned else "bad"
-    paid = f"KL {tuning.kl_nats:.2f} nats per completion, {tuning.kl_per_token:.3f} per token"
-    means = f"base {tuning.reward_base:.3f}, tuned {tuning.reward_tuned:.3f}"
-    gain = f"{interval(tuning.gain)} held-out prompts, paired; {means}"
-    return [(tuning.verdict, "; ".join((*tuning.reasons, paid)), tone), (signed(tuning.gain), gain, "")]
+    _, estimate = tuning.headline
+    if estimate is tuning.accuracy:
+        told = [f"{interval(estimate)} held-out pairs", f"by length alone {tuning.accuracy_length}"]
+    elif estimate is tuning.fit:
+        told = [f"{interval(estimate)} held-out texts, nats per token, paired"]
+    else:
+        told = [f"{interval(estimate)} held-out prompts, paired"]
+    paid = list(tuning.reasons)
+    if tuning.behaviour_base is not None and tuning.behaviour_tuned is not None:
+        paid.append(f"KL {tuning.kl_nats:.2f} nats per completion, {tuning.kl_per_token:.3f} per token")
+        if tuning.behaviour_base.reward is not None:
+            told.append(f"base {tuning.behaviour_base.reward:.3f}, tuned {tuning.behaviour_tuned.reward:.3f}")
+    number = f"{estimate.value:.3f}" if estimate is tuning.accuracy else signed(estimate)
+    return [(tuning.verdict, "; ".join(paid), tone), (number, "; ".join(told), "")]
 
 
 def _divergence(divergence: Divergence) -> list[tuple[str, str, str]]:

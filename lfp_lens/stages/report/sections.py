@@ -40,15 +40,7 @@ def finetune(tuning: Tuning, results: Mapping[str, Any]) -> Section:
     samples = pd.DataFrame(tuning.samples, columns=["prompt", "base", "tuned"])
     settings = pd.DataFrame({"parameter": list(tuning.parameters), "value": map(str, tuning.parameters.values())})
     reward = ", ".join(f"{name} {value}" for name, value in tuning.reward.items())
-    facts = {
-        "verdict": "; ".join((tuning.verdict, *tuning.reasons)),
-        "reward gain, paired by prompt": str(tuning.gain),
-        "mean reward, base / tuned": f"{tuning.reward_base:.3f} / {tuning.reward_tuned:.3f}",
-        "KL to the base": f"{tuning.kl_nats:.2f} nats per completion, {tuning.kl_per_token:.3f} per token",
-        "distinct bigrams, base / tuned": f"{tuning.distinct2_base:.2f} / {tuning.distinct2_tuned:.2f}",
-        "tokens per completion, base / tuned": f"{tuning.length_base:.1f} / {tuning.length_tuned:.1f}",
-        "method and reward": f"{tuning.method}; {reward}",
-    }
+    facts = tuning.facts() | {"method and reward": f"{tuning.method}; {reward or 'no reward'}"}
     fragments = [page.table(samples, "Completions of the same prompts"), page.table(settings, "Settings")]
     return _section("finetune", facts, tuning.plot(), fragments)
 

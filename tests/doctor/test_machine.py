@@ -2,6 +2,7 @@
 
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,7 +10,7 @@ from lfp_lens import doctor
 from lfp_lens.core.errors import LensError
 
 
-def found(name: str, config: Path | str | None = None) -> doctor.Finding:
+def found(name: str, config: Any = None) -> doctor.Finding:
     """Give the one finding of this name."""
     (one,) = [finding for finding in doctor.examine(config) if finding.name.strip() == name]
     return one
@@ -187,6 +188,39 @@ def test_a_paid_labeller_without_a_key_is_missing(tmp_path: Path, monkeypatch: p
     path = written(tmp_path)
     path.write_text(path.read_text() + '[explain]\nlabeller = "openai:gpt-4o"\n')
     assert "OPENAI_API_KEY" in found("labeller", path).text
+
+
+def with_tuning(tmp_path: Path, lines: str) -> Path:
+    path = written(tmp_path)
+    path.write_text(path.read_text() + f"[finetune]\n{lines}\n")
+    return path
+
+
+def test_a_rewards_model_is_looked_for(tmp_path: Path, some_data: Path) -> None:
+    path = with_tuning(tmp_path, 'reward = [["vader", 1.0], ["classifier:./nowhere@positive", 0.5]]')
+    assert found("reward", path).text == "there is no folder './nowhere'"
+    path = with_tuning(tmp_path, 'reward = "reward_model:some-body/some-model"')
+    assert found("reward", path).text.startswith("some-body/some-model is not in the hub's local cache")
+    names = [finding.name for finding in doctor.examine(with_tuning(tmp_path, 'reward = "vader"'))]
+    assert "reward" not in names
+
+
+def test_preferences_and_a_reference_are_looked_for(tmp_path: Path, some_data: Path) -> None:
+    path = with_tuning(tmp_path, 'method = "dpo"\npreferences = "hh:harmless-base"\nreference = "stories260K"')
+    assert found("preferences", path).text.startswith("Anthropic/hh-rlhf is not in the hub's local cache")
+    assert found("reference", path).status == "ok"
+    (some_data / "hh_rlhf").mkdir()
+    (some_data / "hh_rlhf" / "train.jsonl.gz").touch()
+    assert found("preferences", path).status == "ok"
+    assert found("preferences", with_tuning(tmp_path, 'method = "dpo"\npreferences = "my.jsonl"')).status == "missing"
+    toxic = found("preferences", with_tuning(tmp_path, 'method = "dpo"\npreferences = "toxic"'))
+    assert toxic.text.startswith("unalignment/toxic-dpo-v0.2 is not")
+
+
+def test_a_loaded_config_serves_as_well_as_its_name() -> None:
+    from lfp_lens.config import load_config
+
+    assert found("base", load_config("tiny")).status == "ok"
 
 
 def test_an_unknown_preset_is_the_users_mistake() -> None:

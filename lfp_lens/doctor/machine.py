@@ -24,8 +24,14 @@ DATA = (
     "sentiment_ratings/movie_review_snippets.jsonl.gz", "tinystories/tinystories_1000.jsonl.gz",
     "tokenizers/gpt-neox-20b", "tokenizers/gpt2", *(f"models/{name}" for name in LOCAL_MODELS),
 )  # fmt: skip
-LOCAL_TEXTS = {"imdb": "imdb/train.parquet", "tinystories": "tinystories/tinystories_1000.jsonl.gz"}
-HUB_TEXTS = {"imdb": "stanfordnlp/imdb", "tinystories": "roneneldan/TinyStories"}
+LOCAL_TEXTS = {
+    "imdb": "imdb/train.parquet", "tinystories": "tinystories/tinystories_1000.jsonl.gz", "hh": "hh_rlhf/train.jsonl.gz",
+}  # fmt: skip
+HUB_TEXTS = {
+    "imdb": "stanfordnlp/imdb", "tinystories": "roneneldan/TinyStories", "hh": "Anthropic/hh-rlhf",
+    "toxic": "unalignment/toxic-dpo-v0.2",
+}  # fmt: skip
+REWARD_MODELS = ("classifier", "reward_model")
 KEYS = ("OPENAI_API_KEY", "OPENAI_BASE_URL")
 SMALL_DISK_GB = 2.0
 
@@ -42,11 +48,11 @@ class Finding:
     """What was found, and what to do about it."""
 
 
-def examine(config: str | Path | None = None) -> list[Finding]:
+def examine(config: "str | Path | RunConfig | None" = None) -> list[Finding]:
     """Look at everything a run may need; nothing is downloaded and no secret is shown.
 
     Args:
-        config: a preset or .toml file whose base, texts and keys are looked for too.
+        config: a preset, a .toml file or a config, whose models, data and keys are looked for too.
 
     Raises:
         LensError: if the config itself cannot be used.
@@ -54,11 +60,9 @@ def examine(config: str | Path | None = None) -> list[Finding]:
     >>> any(finding.status == "conflict" for finding in examine())
     False
     """
-    loaded = None
-    if config is not None:
-        from lfp_lens.config import load_config
+    from lfp_lens.config import load_config
 
-        loaded = load_config(config)
+    loaded = load_config(config) if isinstance(config, (str, Path)) else config
     found = [_python(), *_libraries(), *_each_other(), *_device(), *_data(), *_keys(), _disk()]
     return found + (list(_needs(loaded)) if loaded else [])
 
@@ -164,13 +168,30 @@ def _needs(config: "RunConfig") -> Iterator[Finding]:
     yield _model("base", config.base)
     if config.tuned is not None:
         yield _model("tuned", config.tuned)
-    yield _texts(config.texts)
+    else:
+        yield from _tuning_needs(config)
+    yield _texts("texts", config.texts)
     if config.lexicon != "vader" and not Path(config.lexicon).expanduser().is_file():
         yield Finding("lexicon", "missing", f"there is no file {config.lexicon!r}")
     if config.explain.labeller.startswith("openai:") and not os.environ.get("OPENAI_API_KEY"):
         yield Finding("labeller", "missing", f"{config.explain.labeller} needs OPENAI_API_KEY")
     if config.device.startswith("cuda"):
         yield _cuda(config.device)
+
+
+def _tuning_needs(config: "RunConfig") -> Iterator[Finding]:
+    given = config.finetune
+    if given.reference is not None:
+        yield _model("reference", given.reference)
+    if given.preferences is not None:
+        yield _texts(
+            "preferences", given.preferences.partition(":")[0] if given.preferences[:3] == "hh:" else given.preferences
+        )
+        return
+    for reward in (given.reward,) if isinstance(given.reward, str) else [part for part, _ in given.reward]:
+        kind, _, name = reward.partition(":")
+        if kind in REWARD_MODELS:
+            yield _model("reward", name.rpartition("@")[0] or name)
 
 
 def _model(role: str, name: str) -> Finding:
@@ -189,21 +210,21 @@ def _model(role: str, name: str) -> Finding:
     return _from_hub(role, name, "model")
 
 
-def _texts(name: str) -> Finding:
+def _texts(role: str, name: str) -> Finding:
     if name == "world":
-        return Finding("texts", "ok", "world: written by the run itself")
+        return Finding(role, "ok", "world: written by the run itself")
     try:
         folder = data_folder()
     except LensError:
         folder = None
     if name in LOCAL_TEXTS and folder and (folder / LOCAL_TEXTS[name]).is_file():
-        return Finding("texts", "ok", f"{name}: found in {folder}")
+        return Finding(role, "ok", f"{name}: found in {folder}")
     path = Path(name).expanduser()
     if path.exists():
-        return Finding("texts", "ok", f"found: {path}")
+        return Finding(role, "ok", f"found: {path}")
     if path.suffix in (".parquet", ".jsonl", ".gz", ".csv", ".txt") or name.startswith((".", "/", "~")):
-        return Finding("texts", "missing", f"there is no file {name!r}")
-    return _from_hub("texts", HUB_TEXTS.get(name, name), "dataset")
+        return Finding(role, "missing", f"there is no file {name!r}")
+    return _from_hub(role, HUB_TEXTS.get(name, name), "dataset")
 
 
 def _from_hub(role: str, name: str, kind: str) -> Finding:

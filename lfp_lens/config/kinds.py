@@ -1,0 +1,32 @@
+"""The kinds of values that keys take. A kind's title is what an error message says was expected."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+Text = Annotated[str, Field(min_length=1, title="text that is not empty")]
+TextOrNone = Annotated[str | None, Field(min_length=1, title="text that is not empty, or no such key")]
+Count = Annotated[int, Field(ge=1, title="a whole number of at least 1")]
+CountOrNone = Annotated[int | None, Field(ge=1, title="a whole number of at least 1, or no such key")]
+NotNegativeCount = Annotated[int, Field(ge=0, title="a whole number of at least 0")]
+AtLeastTwo = Annotated[int, Field(ge=2, title="a whole number of at least 2")]
+AtLeastFifty = Annotated[int, Field(ge=50, title="a whole number of at least 50 (fewer texts measure nothing)")]
+Number = Annotated[float, Field(title="a number")]
+Positive = Annotated[float, Field(gt=0, title="a number above 0")]
+PositiveOrNone = Annotated[float | None, Field(gt=0, title="a number above 0, or no such key")]
+NotNegative = Annotated[float, Field(ge=0, title="a number of at least 0")]
+NotNegativeOrNone = Annotated[float | None, Field(ge=0, title="a number of at least 0, or no such key")]
+Switch = Annotated[bool, Field(title="true or false")]
+SwitchOrNone = Annotated[bool | None, Field(title="true or false, or no such key")]
+Size = Annotated[int | float, Field(gt=0)]
+SizeOrNone = Annotated[Size | None, Field(title="one of train_sae.sizes, or no such key (the smallest)")]
+Side = Literal["base", "tuned"]
+Reward = Annotated[
+    Annotated[str, Field(min_length=1)]
+    | Annotated[tuple[tuple[Annotated[str, Field(min_length=1)], float], ...], Field(min_length=1)],
+    Field(title="a reward, or a list of [reward, weight]"),
+]
+Factors = Annotated[
+    dict[Annotated[str, Field(min_length=1)], float] | None,
+    Field(min_length=1, title="a table of word = factor, or no such key"),
+]

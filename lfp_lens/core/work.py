@@ -1,0 +1,53 @@
+"""A folder for checkpoints that outlives a killed process, so that the next one can go on."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lfp_lens.core.errors import LensError
+
+OWNER_FILE = "owner"
+SUFFIX = ".work"
+
+
+@contextmanager
+def work_folder(path: Path) -> Iterator[Path]:
+    """Lend the folder `path`, with what a killed process left in it, and remove it when the work inside is done.
+
+    Done is also what ends in a `LensError`: the same inputs would end so again. Anything else keeps the folder.
+
+    While another living process holds it, a folder of this process's own is lent. Processes that one launcher started
+    together (`WORLD_SIZE`) share it.
+    """
+    if "WORLD_SIZE" not in os.environ and not _is_free(path):
+        path = path.with_name(f"{path.name}.{os.getpid()}")
+    path.mkdir(parents=True, exist_ok=True)
+    (path / OWNER_FILE).write_text(str(os.getpid()), encoding="utf-8")
+    try:
+        yield path
+    except LensError:
+        shutil.rmtree(path, ignore_errors=True)
+        raise
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def is_alive(pid: str) -> bool:
+    """Tell whether a process of this number runs on this machine."""
+    try:
+        os.kill(int(pid), 0)
+    except PermissionError:
+        return True
+    except (ValueError, OSError):
+        return False
+    return True
+
+
+def _is_free(path: Path) -> bool:
+    try:
+        owner = (path / OWNER_FILE).read_text(encoding="utf-8")
+    except OSError:
+        return True
+    # Our own number was a dead process's: in a container every run may get the same one.
+    return owner == str(os.getpid()) or not is_alive(owner)

@@ -1,0 +1,7 @@
+"""`lfp-lens doctor`: what this machine has and lacks, and what a config will cost before it is run."""
+
+from lfp_lens.doctor.estimates import estimate
+from lfp_lens.doctor.machine import Finding, examine
+from lfp_lens.doctor.money import Prices, prices
+
+__all__ = ["Finding", "Prices", "estimate", "examine", "prices"]
