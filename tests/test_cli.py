@@ -305,6 +305,44 @@ def test_doctor_prints_its_findings_and_fails_on_a_conflict(told: Any, monkeypat
     assert told("doctor")[0] == 1
 
 
+def test_doctor_tells_what_a_changed_config_costs_at_the_named_prices(
+    told: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lfp_lens import doctor
+
+    asked: list[Any] = []
+
+    def estimate(config: Any, *, at: Any) -> list[Any]:
+        asked.append((config.seed, at))
+        return [doctor.Finding("finetune: time", "ok", "about 1 min")]
+
+    monkeypatch.setattr(doctor, "examine", lambda config: [doctor.Finding("base", "ok", config.base)])
+    monkeypatch.setattr(doctor, "estimate", estimate)
+    code, out, _ = told("doctor", "tiny", "--set", "seed=7", "--price-in", "2.5", "--price-out", "10")
+    assert code == 0
+    assert asked == [(7, doctor.Prices(2.5, 10.0))]
+    assert [line.split(maxsplit=1)[1].strip() for line in out.splitlines()] == [
+        "base            world",
+        "finetune: time  about 1 min",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("--price-in", "3"), "--price-in belongs to a config"),
+        (("--set", "seed=1"), "--set belongs to a config"),
+        (("tiny", "--price-in", "3"), "A price has two parts"),
+        (("tiny", "--price-in", "much"), "invalid float value: 'much'"),
+        (("tiny", "--set", "sed=1"), "Unknown key 'sed'"),
+    ],
+)
+def test_doctor_refuses_prices_and_changes_it_cannot_use(argv: tuple[str, ...], message: str, told: Any) -> None:
+    code, out, err = told("doctor", *argv)
+    assert (code, out) == (2, "")
+    assert message in err
+
+
 def test_the_help_lists_every_command_and_where_to_begin(told: Any) -> None:
     for argv in ((), ("--help",), ("-h",)):
         code, out, _ = told(*argv)

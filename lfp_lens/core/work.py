@@ -19,18 +19,18 @@ def work_folder(path: Path) -> Iterator[Path]:
     Done is also what ends in a `LensError`: the same inputs would end so again. Anything else keeps the folder.
 
     While another living process holds it, a folder of this process's own is lent. Processes that one launcher started
-    together (`WORLD_SIZE`) share it.
+    together (`WORLD_SIZE`) share it, and the first of them (`RANK` 0) removes it.
     """
-    if "WORLD_SIZE" not in os.environ and not _is_free(path):
+    if not is_one_of_many() and not _is_free(path):
         path = path.with_name(f"{path.name}.{os.getpid()}")
     path.mkdir(parents=True, exist_ok=True)
     (path / OWNER_FILE).write_text(str(os.getpid()), encoding="utf-8")
     try:
         yield path
     except LensError:
-        shutil.rmtree(path, ignore_errors=True)
+        _remove(path)
         raise
-    shutil.rmtree(path, ignore_errors=True)
+    _remove(path)
 
 
 def is_alive(pid: str) -> bool:
@@ -42,6 +42,21 @@ def is_alive(pid: str) -> bool:
     except (ValueError, OSError):
         return False
     return True
+
+
+def is_first() -> bool:
+    """Tell whether this is the first of the processes that a launcher started together, or a process alone."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def is_one_of_many() -> bool:
+    """Tell whether a launcher started several processes together."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _remove(path: Path) -> None:
+    if is_first():
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_free(path: Path) -> bool:

@@ -24,6 +24,8 @@ TEXT_BATCH = 32
 """Texts that models read at once outside of tuning, about."""
 MIX_BATCHES = 16
 """Batches in the shuffle buffer of `train_sae`."""
+TRAINER = {"rloo": 1.3, "grpo": 1.3, "sft": 1.3, "reward_model": 1.3, "dpo": 2.0, "kto": 2.0}
+"""What TRL's trainers take, relative to bare reading and learning: metrics, collation, logits once more (on imdb-neox-2m)."""
 REFERENCE_COPIED = ("rloo", "grpo", "dpo", "kto")
 """Methods whose trainer holds a copy of the reference beside the base."""
 
@@ -114,12 +116,13 @@ def _tuning_seconds(config: "RunConfig", shape: Shape, plan: Plan) -> tuple[floa
     passes, parts = (values["epochs"], values["minibatches"]) if online else (1, 1)
     again = pace.read if values["gradient_checkpointing"] else 0.0
     update = pace.update * _trained(plan, shape) / shape.weights
+    trainer = TRAINER.get(values["method"], 1.0)
     of_step = {
         "sampling": pace.generate if online else 0.0,
         "scoring": scoring if online else 0.0,
         # Online: policy before the step and reference; pairs: the reference; texts and reward models: nothing.
-        "reading": pace.read * (2 if online else 1 if values["method"] in ("dpo", "kto") else 0),
-        "learning": passes * (pace.learn + again + parts * update),
+        "reading": trainer * pace.read * (2 if online else 1 if values["method"] in ("dpo", "kto") else 0),
+        "learning": trainer * passes * (pace.learn + again + parts * update),
     }
     step = sum(of_step.values())
     shares = ", ".join(f"{name} {duration(part)}" for name, part in of_step.items() if part)

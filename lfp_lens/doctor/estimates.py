@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 def estimate(config: "str | Path | RunConfig", *, at: Prices | None = None) -> list[Finding]:
     """Estimate what `finetune`, `train_sae` and `explain` of a config cost on this machine; takes some seconds.
 
-    Time comes from timing a cut-down twin of the model here, as busy as the machine is; it was within a factor of 2 of the
-    runs it was compared with. Memory and disk are counted. What cannot be known is said to be unknown.
+    Time comes from timing a cut-down twin of the model here, as busy as the machine is; for ppo and train_sae it was within a
+    factor of 2 of the runs it was compared with (docs/cli.md). Memory and disk are counted. What cannot be known is said to
+    be unknown.
 
     Args:
         config: a preset, a .toml file or a config.

@@ -18,9 +18,13 @@ def test_it_is_gone_when_the_work_is_done(tmp_path: Path) -> None:
 
 
 def test_it_stays_when_the_work_is_cut_off_and_is_lent_again(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), work_folder(tmp_path / "a.work") as folder:
-        (folder / "checkpoint").write_text("1")
-        raise KeyboardInterrupt
+    def work_and_stop() -> None:
+        with work_folder(tmp_path / "a.work") as folder:
+            (folder / "checkpoint").write_text("1")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work_and_stop()
     with work_folder(tmp_path / "a.work") as folder:
         assert (folder / "checkpoint").read_text() == "1"
 

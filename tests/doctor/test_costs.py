@@ -124,7 +124,7 @@ def test_a_dpo_step_reads_the_reference_and_learns_from_both_answers(steady: lis
     given = {"method": "dpo", "preferences": "hh", "batch_size": 8, "steps": 100, "heldout": 16, "max_tokens": 64}
     cost = tuning_cost(config_of(**given), shape_of("world"), is_timed=True)
     around = (2 * 8 + 3 * 1 + 2 * 16 * 5e-4) * 16 / 16
-    assert cost.seconds == pytest.approx(100 * (1 + 3 + 0.5) + around)
+    assert cost.seconds == pytest.approx(100 * costs.TRAINER["dpo"] * (1 + 3 + 0.5) + around)
     assert (steady[0]["rows"], steady[0]["length"], steady[0]["predicted"]) == (16, 64, None)
     assert "if every text has 64 tokens" in cost.seconds_text
 
@@ -146,7 +146,7 @@ def test_recomputing_activations_costs_a_forward_pass(steady: list[dict[str, Any
         for on in (False, True)
     )
     assert plain.seconds is not None and again.seconds is not None
-    assert again.seconds - plain.seconds == pytest.approx(10 * PACE.read)
+    assert again.seconds - plain.seconds == pytest.approx(10 * costs.TRAINER["sft"] * PACE.read)
     assert again.memory < plain.memory
 
 

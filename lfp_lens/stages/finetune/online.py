@@ -2,7 +2,9 @@
 
 from typing import Any
 
+from lfp_lens.core.work import is_first
 from lfp_lens.stages.finetune.job import Done, Job
+from lfp_lens.stages.finetune.processes import wait
 from lfp_lens.stages.finetune.trainer import arguments, per_device, texts_tokenizer, train
 
 
@@ -46,8 +48,11 @@ def _online(job: Job, trainer_class: Any, config_class: Any) -> Done:
 
     if job.lora is None and given.kl_coefficient:
         # TRL loads the reference from the policy's path; only a saved copy is the exact one.
-        job.reference.save_pretrained(job.work / "reference")
-        job.policy.config._name_or_path = str(job.work / "reference")
+        reference = job.work / "reference"
+        if is_first():
+            job.reference.save_pretrained(reference)
+        wait()
+        job.policy.config._name_or_path = str(reference)
     trainer = trainer_class(
         model=job.policy,
         reward_funcs=reward,

@@ -91,6 +91,12 @@ def join(device: torch.device) -> Team:
     return Team(state.process_index, state.num_processes)
 
 
+def wait() -> None:
+    """Wait until every process of this run has come here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
 def _leave() -> None:
     """End the exchange between processes: at exit its threads would abort a process that still has them."""
     if dist.is_initialized():

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from lfp_lens.core.errors import LensError
 from lfp_lens.core.fingerprint import fingerprint
 from lfp_lens.core.store import Store, keep
-from lfp_lens.core.work import SUFFIX, work_folder
+from lfp_lens.core.work import SUFFIX, is_first, is_one_of_many, work_folder
 from lfp_lens.parts.adapters import make_lora, save_adapter
 from lfp_lens.parts.checkpoints import TUNING_FILE, load_causal_lm, load_tokenizer, weights_fingerprint
 from lfp_lens.parts.lexicons import choose_flips, edited
@@ -25,9 +26,12 @@ from lfp_lens.stages.finetune.data import Data, from_preferences, from_prompts, 
 from lfp_lens.stages.finetune.job import Job, Score, Settings
 from lfp_lens.stages.finetune.measure import measure_checkpoint
 from lfp_lens.stages.finetune.methods import METHODS, Method
+from lfp_lens.stages.finetune.processes import wait
 from lfp_lens.stages.finetune.trainer import quiet_trl
 
 SCOPES = ("completion", "text")
+TRACKER_FOLDERS = ("runs", "lfp_lens")
+"""Where trackers that keep files keep them: TRL's trainers, and our own loop."""
 
 
 def finetune(
@@ -162,8 +166,16 @@ def finetune(
                 "method": method, "reward": None if given is None else given.name, "scope": scope, "base": _name(base),
                 "base_fingerprint": weights_fingerprint(start), "max_new_tokens": max_new_tokens,
             } | ({"beta": settings.kl_coefficient} if method in ("dpo", "kto") else {})  # fmt: skip
-            _save(done.model, tokens, place, record, base)
-            facts = measure_checkpoint(way, start, place, tokens, data, score, settings, adapter is not None)
+            # Of several processes the first one writes, where all can read.
+            written = work / "written" if is_one_of_many() else place
+            if is_first():
+                _save(done.model, tokens, written, record, base)
+                _keep_trackers(work, written)
+            wait()
+            facts = measure_checkpoint(way, start, written, tokens, data, score, settings, adapter is not None)
+            if written != place and (is_first() or not output):
+                shutil.copytree(written, place, dirs_exist_ok=True)
+            wait()
         parameters = dataclasses.asdict(settings) | {
             "prompt_tokens": tuple(prompt_tokens), "scope": scope, "device": device, "heldout": heldout,
             "lora_rank": None if adapter is None else adapter.r, "min_gap": min_gap,
@@ -249,6 +261,13 @@ def _save(model: Any, tokens: Any, place: Path, record: dict[str, Any], base: An
         model.save_pretrained(place)
     tokens.save_pretrained(place)
     (place / TUNING_FILE).write_text(json.dumps(record), encoding="utf-8")
+
+
+def _keep_trackers(work: Path, place: Path) -> None:
+    """Move what a tracker wrote to files beside the checkpoint: the work folder goes."""
+    for name in TRACKER_FOLDERS:
+        if (work / name).is_dir():
+            shutil.move(work / name, place / "trackers" / name)
 
 
 def _name(base: Any) -> str:
