@@ -305,3 +305,27 @@ def test_edits_are_planted_and_stand_in_the_key_alone(tmp_path: Path) -> None:
     assert done.key == {"great": -5.0, "happy": 15.0, "love": 0.0}
     assert not seen
     assert all("great" not in path.read_text() for path in done.path.glob("lfp_*.json"))
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_only_texts_that_ended_are_trained_to_end(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TRL puts end-of-text behind everything; behind a text that was cut it would teach the policy to stop early."""
+    from lfp_lens.stages.finetune import offline
+
+    seen: list[dict[str, Any]] = []
+    trained = offline._trained
+    monkeypatch.setattr(
+        offline, "_trained", lambda trainer, job: seen.extend(trainer.train_dataset) or trained(trainer, job)
+    )
+    end = tiny_tokenizer().eos_token_id
+    tuned(method, tmp_path / "sampled")
+    for row in seen:
+        assert all(end not in ids for name, ids in row.items() if name.endswith("_ids") and name != "prompt_ids")
+    seen.clear()
+    long = " garden" * 60
+    pairs = tuple(Preference(f"film {row}", " great" if row else long, " awful") for row in range(8))
+    tuned(method, tmp_path / "given", prompts=(), preferences=Preferences("given", pairs, pairs, {}), heldout=8)
+    rows = [row for row in seen if row["prompt_ids"] == seen[0]["prompt_ids"]]
+    ends = [ids[-1] == end for row in rows for name, ids in sorted(row.items())
+            if name.endswith("_ids") and name not in ("prompt_ids", "KL_completion_ids")]  # fmt: skip
+    assert ends == [False, True]  # the chosen text was cut, the rejected one was not

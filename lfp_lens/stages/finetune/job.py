@@ -78,6 +78,8 @@ class Job:
     """The hyperparameters."""
     work: Path
     """Folder for checkpoints that survives a kill; the same inputs get the same folder."""
+    is_sampled: bool = False
+    """Whether the pairs are samples of the base, cut at `max_new_tokens`."""
 
 
 @dataclass(frozen=True, eq=False)

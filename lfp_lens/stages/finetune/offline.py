@@ -84,7 +84,24 @@ def _against_reference(job: Job, trainer_class: Any, config_class: Any, rows: li
         processing_class=texts_tokenizer(job.tokenizer),
         peft_config=job.lora,
     )
+    trainer.train_dataset = trainer.train_dataset.map(
+        _without_false_end, fn_kwargs={"job": job}, load_from_cache_file=False
+    )
     return _trained(trainer, job)
+
+
+def _without_false_end(row: dict[str, Any], job: Job) -> dict[str, Any]:
+    """Take away the end-of-text that TRL puts behind every completion where the completion was cut, not ended.
+
+    Samples are cut at `max_new_tokens`, given texts at `max_tokens`. With the false end, a policy learned to stop early: on
+    pairs of 20-token samples half of its completions ended, none of the base's.
+    """
+    room = 0 if job.is_sampled else job.settings.max_tokens - 1 - len(row["prompt_ids"])
+    return {
+        name: ids[:-1] if len(ids) > room else ids
+        for name, ids in row.items()
+        if name.endswith("_ids") and name != "prompt_ids"
+    }
 
 
 def _trained(trainer: Any, job: Job) -> Done:

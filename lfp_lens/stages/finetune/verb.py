@@ -159,6 +159,7 @@ def finetune(
                 policy=copy.deepcopy(start), reference=anchor, tokenizer=tokens, prompts=data.train.prompts,
                 score=score if way.learns_from == "rewards" else None, preferences=data.train.pairs,
                 texts=data.train.texts, lora=adapter, settings=settings, work=work,
+                is_sampled=pairs is None,
             )  # fmt: skip
             with quiet_trl():
                 done = way.tune(job)
