@@ -173,13 +173,14 @@ def _list_arguments(parser: argparse.ArgumentParser, command: str) -> None:
 def _act_list(given: argparse.Namespace, command: str) -> int:
     from lfp_lens.config import describe_presets
 
+    known, runs = describe_presets(), _stored_runs(Path(given.store))
+    width = max(map(len, (*known, *runs)))
     print("presets:")
-    for name, text in describe_presets().items():
-        print(f"  {name:<20}  {text}")
-    runs = _stored_runs(Path(given.store))
+    for name, text in known.items():
+        print(f"  {name:<{width}}  {text}")
     print(f"\nruns in {given.store}:" if runs else f"\nno runs in {given.store}")
     for name, verbs in runs.items():
-        _print(f"  {name:<20}  {', '.join(verbs) or 'nothing finished'}")
+        _print(f"  {name:<{width}}  {', '.join(verbs) or 'nothing finished'}")
     return 0
 
 

@@ -13,6 +13,7 @@ from lfp_lens.config.files import (
     section_fields,
     with_values,
 )
+from lfp_lens.config.finetune import FinetuneConfig
 from lfp_lens.config.run import VERBS, RunConfig
 from lfp_lens.config.sections import (
     AblateConfig,
@@ -20,7 +21,6 @@ from lfp_lens.config.sections import (
     ContrastConfig,
     DivergeConfig,
     ExplainConfig,
-    FinetuneConfig,
     ProbeConfig,
     ReportConfig,
     TrainSAEConfig,

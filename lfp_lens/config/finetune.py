@@ -92,6 +92,13 @@ of the base's own samples, ordered by the reward, for the methods that need pair
     report_to: Text = "none"
     """A tracker that accelerate knows, such as `tensorboard` or `wandb`, or `none`."""
 
+    @property
+    def reward_models(self) -> tuple[str, ...]:
+        """The models that the reward reads texts with: hub names or folders, labels cut off."""
+        parts = [self.reward] if isinstance(self.reward, str) else [part for part, _ in self.reward]
+        named = [part.partition(":")[2] for part in parts if part.startswith(NOT_LEXICONS)]
+        return tuple(name.rpartition("@")[0] or name for name in named)
+
     @model_validator(mode="after")
     def _agrees(self) -> "FinetuneConfig":
         low, high = self.prompt_tokens

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from lfp_lens.config.finetune import FinetuneConfig
 from lfp_lens.config.kinds import AtLeastFifty, NotNegativeCount, Text, TextOrNone
 from lfp_lens.config.sections import (
     AblateConfig,
@@ -12,7 +13,6 @@ from lfp_lens.config.sections import (
     ContrastConfig,
     DivergeConfig,
     ExplainConfig,
-    FinetuneConfig,
     ProbeConfig,
     ReportConfig,
     TrainSAEConfig,

@@ -4,7 +4,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from lfp_lens.config.finetune import FinetuneConfig
 from lfp_lens.config.kinds import (
     AtLeastTwo,
     Count,
@@ -24,18 +23,6 @@ from lfp_lens.core.errors import LensError
 
 TAKES_L1 = ("standard", "tied", "gated")
 TAKES_K = ("topk", "batchtopk")
-
-__all__ = [
-    "AblateConfig",
-    "AttributeConfig",
-    "ContrastConfig",
-    "DivergeConfig",
-    "ExplainConfig",
-    "FinetuneConfig",
-    "ProbeConfig",
-    "ReportConfig",
-    "TrainSAEConfig",
-]
 
 
 class DivergeConfig(Strict):

@@ -16,19 +16,25 @@ SUFFIX = ".work"
 def work_folder(path: Path) -> Iterator[Path]:
     """Lend the folder `path`, with what a killed process left in it, and remove it when the work inside is done.
 
-    Done is also what ends in a `LensError`: the same inputs would end so again. Anything else keeps the folder.
+    Done is also what ends in a `LensError`: the same inputs would end so again. Anything else keeps the folder, and so does
+    a `LensError` that tells of another exception (a full disk, a server that a reward asks) once there is something in it.
+    Raises `LensError` if the folder cannot be made.
 
     While another living process holds it, a folder of this process's own is lent. Processes that one launcher started
     together (`WORLD_SIZE`) share it, and the first of them (`RANK` 0) removes it.
     """
     if not is_one_of_many() and not _is_free(path):
         path = path.with_name(f"{path.name}.{os.getpid()}")
-    path.mkdir(parents=True, exist_ok=True)
-    (path / OWNER_FILE).write_text(str(os.getpid()), encoding="utf-8")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / OWNER_FILE).write_text(str(os.getpid()), encoding="utf-8")
+    except OSError as error:
+        raise LensError(f"The folder for checkpoints {path} cannot be made: {error}.") from error
     try:
         yield path
-    except LensError:
-        _remove(path)
+    except LensError as error:
+        if error.__cause__ is None or {file.name for file in path.iterdir()} <= {OWNER_FILE}:
+            _remove(path)
         raise
     _remove(path)
 

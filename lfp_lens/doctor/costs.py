@@ -137,15 +137,12 @@ def _tuning_seconds(config: "RunConfig", shape: Shape, plan: Plan) -> tuple[floa
 
 def _scoring(config: "RunConfig", plan: Plan) -> tuple[float, list[str]]:
     """Give the seconds to score a step's completions, and what could not be counted."""
-    reward = config.finetune.reward
-    seconds, notes = 0.0, []
-    for name in (reward,) if isinstance(reward, str) else [part for part, _ in reward]:
-        kind, _, rest = name.partition(":")
-        if kind not in ("classifier", "reward_model"):
-            seconds += LEXICON_SECONDS * plan.rows
-            continue
+    given = config.finetune
+    n_lexicons = (1 if isinstance(given.reward, str) else len(given.reward)) - len(given.reward_models)
+    seconds, notes = n_lexicons * LEXICON_SECONDS * plan.rows, []
+    for name in given.reward_models:
         try:
-            judge = shape_of(rest.rpartition("@")[0] or rest, is_causal=False)
+            judge = shape_of(name, is_causal=False)
         except LensError as error:
             notes.append(f"without the reward's model: {error}")
             continue

@@ -1,6 +1,5 @@
 """What a config will cost before it is run: time, memory, disk and money of the verbs that matter."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lfp_lens.core.errors import LensError
 from lfp_lens.doctor.costs import Cost, dictionaries_cost, duration, size, tuning_cost
-from lfp_lens.doctor.machine import Finding
+from lfp_lens.doctor.machine import Finding, is_here, memory
 from lfp_lens.doctor.money import Prices, calls
 from lfp_lens.doctor.shapes import Shape, shape_of
 
@@ -37,8 +36,8 @@ def estimate(config: "str | Path | RunConfig", *, at: Prices | None = None) -> l
         shape = shape_of(loaded.base)
     except LensError as error:
         return [Finding("cost", "warn", f"unknown: {error}")]
-    found = [] if loaded.tuned else [("finetune", tuning_cost(loaded, shape, is_timed=_is_here(loaded.device)))]
-    found.append(("train_sae", dictionaries_cost(loaded, shape, is_timed=_is_here(loaded.device))))
+    found = [] if loaded.tuned else [("finetune", tuning_cost(loaded, shape, is_timed=is_here(loaded.device)))]
+    found.append(("train_sae", dictionaries_cost(loaded, shape, is_timed=is_here(loaded.device))))
     rows = [row for verb, cost in found for row in _rows(verb, cost, loaded)]
     return [*rows, _asked(loaded, shape, at)]
 
@@ -79,23 +78,12 @@ def _asked(config: "RunConfig", shape: Shape, at: Prices | None) -> Finding:
     return Finding("explain: money", "ok", f"about {asked.usd(at):.2f} USD {prices}: {told}")
 
 
-def _is_here(device: str) -> bool:
-    import torch
-
-    kind, _, index = device.partition(":")
-    if kind == "cuda":
-        return torch.cuda.is_available() and int(index or 0) < torch.cuda.device_count()
-    return kind == "cpu" or torch.backends.mps.is_available()
-
-
 def _memory(device: str) -> tuple[float | None, str]:
     """Give the bytes of memory where the models will be, and whose they are; None where that is not known."""
     if device.startswith("cuda"):
-        if not _is_here(device):
+        if not is_here(device):
             return None, ""
         import torch
 
         return float(torch.cuda.get_device_properties(torch.device(device)).total_memory), "on the card"
-    if not {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= set(getattr(os, "sysconf_names", {})):
-        return None, ""
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")), "in this machine"
+    return memory(), "in this machine"

@@ -31,7 +31,6 @@ HUB_TEXTS = {
     "imdb": "stanfordnlp/imdb", "tinystories": "roneneldan/TinyStories", "hh": "Anthropic/hh-rlhf",
     "toxic": "unalignment/toxic-dpo-v0.2",
 }  # fmt: skip
-REWARD_MODELS = ("classifier", "reward_model")
 KEYS = ("OPENAI_API_KEY", "OPENAI_BASE_URL")
 SMALL_DISK_GB = 2.0
 
@@ -115,7 +114,9 @@ def _version(name: str) -> str | None:
 
 def _device() -> Iterator[Finding]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield Finding("processor", "ok", f"{platform.machine()}, {cores} cores{_memory()}")
+    there = memory()
+    told = "" if there is None else f", {there / 2**30:.0f} GB memory"
+    yield Finding("processor", "ok", f"{platform.machine()}, {cores} cores{told}")
     try:
         import torch
     except (ImportError, OSError) as error:
@@ -129,11 +130,21 @@ def _device() -> Iterator[Finding]:
         yield Finding("device", "ok", f"cuda:{index} {card.name}, {card.total_memory / 2**30:.0f} GB")
 
 
-def _memory() -> str:
-    names = getattr(os, "sysconf_names", {})
-    if not {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= set(names):
-        return ""
-    return f", {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GB memory"
+def memory() -> int | None:
+    """Give this machine's memory in bytes; None where the system does not tell."""
+    if not {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= set(getattr(os, "sysconf_names", {})):
+        return None
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def is_here(device: str) -> bool:
+    """Tell whether torch sees this device on this machine."""
+    import torch
+
+    kind, _, index = device.partition(":")
+    if kind == "cuda":
+        return torch.cuda.is_available() and int(index or 0) < torch.cuda.device_count()
+    return kind == "cpu" or torch.backends.mps.is_available()
 
 
 def _data() -> Iterator[Finding]:
@@ -176,7 +187,9 @@ def _needs(config: "RunConfig") -> Iterator[Finding]:
     if config.explain.labeller.startswith("openai:") and not os.environ.get("OPENAI_API_KEY"):
         yield Finding("labeller", "missing", f"{config.explain.labeller} needs OPENAI_API_KEY")
     if config.device.startswith("cuda"):
-        yield _cuda(config.device)
+        there = is_here(config.device)
+        text = config.device if there else f"{config.device} is not there"
+        yield Finding("config device", "ok" if there else "missing", text)
 
 
 def _tuning_needs(config: "RunConfig") -> Iterator[Finding]:
@@ -188,10 +201,8 @@ def _tuning_needs(config: "RunConfig") -> Iterator[Finding]:
             "preferences", given.preferences.partition(":")[0] if given.preferences[:3] == "hh:" else given.preferences
         )
         return
-    for reward in (given.reward,) if isinstance(given.reward, str) else [part for part, _ in given.reward]:
-        kind, _, name = reward.partition(":")
-        if kind in REWARD_MODELS:
-            yield _model("reward", name.rpartition("@")[0] or name)
+    for name in given.reward_models:
+        yield _model("reward", name)
 
 
 def _model(role: str, name: str) -> Finding:
@@ -243,10 +254,3 @@ def _from_hub(role: str, name: str, kind: str) -> Finding:
             role, "missing", f"{name} is not in the hub's local cache, and HF_HUB_OFFLINE forbids a download"
         )
     return Finding(role, "warn", f"{name}: not here yet; the run will ask the Hugging Face hub for it")
-
-
-def _cuda(device: str) -> Finding:
-    import torch
-
-    there = torch.cuda.is_available() and int(device.partition(":")[2] or 0) < torch.cuda.device_count()
-    return Finding("config device", "ok" if there else "missing", device if there else f"{device} is not there")

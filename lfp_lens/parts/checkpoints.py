@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from lfp_lens.core.errors import LensError
-from lfp_lens.parts.adapters import Adapter, adapter_folder, is_adapter, read_adapter
+from lfp_lens.parts.adapters import Adapter, adapter_folder, first_line, is_adapter, read_adapter
 from lfp_lens.parts.merging import merge
 from lfp_lens.parts.sources import model_path
 from lfp_lens.parts.speed import quiet_transformers
@@ -37,8 +37,13 @@ def load_causal_lm(source: Any, *, device: str = "cpu", dtype: str = "float32") 
 
 def _causal_lm(source: Any, device: str, dtype: str, depth: int) -> Any:
     check_dtype(dtype)
+    check_device(device)
     if not isinstance(source, (str, Path)):
         _check_in_memory(source)
+        if device != "cpu" and source.device.type != torch.device(device).type:
+            raise LensError(
+                f"The model in memory is on {source.device}; device={device!r} given. Move it there, or leave device out."
+            )
         return source.eval()
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -135,6 +140,14 @@ def check_base(base: Any, adapter: str, source: Any, dtype: str) -> None:
         )
 
 
+def shape_differences(one: Any, other: Any) -> list[str]:
+    """Name the tensors that two models do not have in the same shape, each with both shapes."""
+    shapes = [{name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} for model in (one, other)]
+    names = sorted(shapes[0].keys() | shapes[1].keys())
+    both = {name: (shapes[0].get(name), shapes[1].get(name)) for name in names}
+    return [f"{name}: {this} against {that}" for name, (this, that) in both.items() if this != that]
+
+
 def tuning_record(tuned: Any) -> dict[str, Any] | None:
     """Give what a checkpoint's folder says about its tuning; None for a model in memory or a folder that says nothing."""
     if not isinstance(tuned, (str, Path)):
@@ -169,10 +182,9 @@ def read(kind: Any, name: str, what: str, **options: Any) -> Any:
     try:
         return kind.from_pretrained(name, **options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        first = " ".join(str(error).split())[:300] or type(error).__name__
         raise LensError(
-            f"The {what} {name!r} cannot be loaded: {first} Expected a local folder with config.json, safetensors and "
-            "tokenizer, or a hub name (with network)."
+            f"The {what} {name!r} cannot be loaded: {first_line(error)} Expected a local folder with config.json, "
+            "safetensors and tokenizer, or a hub name (with network)."
         ) from error
 
 
@@ -180,6 +192,17 @@ def check_dtype(dtype: str) -> None:
     """Raise `LensError` unless this is a precision that models are loaded in."""
     if dtype not in DTYPES:
         raise LensError(f"dtype must be one of {', '.join(DTYPES)}; {dtype!r} given.")
+
+
+def check_device(device: str) -> None:
+    """Raise `LensError` unless tensors can be made on this device."""
+    try:
+        torch.empty(0, device=device)
+    # A PyTorch built without CUDA says so by an assertion.
+    except (RuntimeError, AssertionError) as error:
+        raise LensError(
+            f"device={device!r} cannot be used on this machine: {first_line(error)} The device 'cpu' always can."
+        ) from error
 
 
 def check_fast(tokenizer: Any, name: str) -> None:

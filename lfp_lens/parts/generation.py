@@ -6,7 +6,6 @@ Sampling is at temperature 1 from the whole distribution, so that a completion i
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -45,14 +44,22 @@ class Completions:
     @property
     def distinct1(self) -> float:
         """Distinct tokens divided by tokens, over all completions: compare it at equal n only."""
-        tokens = [token for ids in self.ids for token in ids]
-        return len(set(tokens)) / len(tokens) if tokens else 0.0
+        return distinct(self.ids, 1)
 
     @property
     def distinct2(self) -> float:
         """Distinct bigrams divided by bigrams, over all completions: compare it at equal n only."""
-        pairs = [pair for ids in self.ids for pair in pairwise(ids)]
-        return len(set(pairs)) / len(pairs) if pairs else 0.0
+        return distinct(self.ids, 2)
+
+
+def distinct(rows: Sequence[Sequence[int]], n: int) -> float:
+    """Give distinct runs of `n` tokens divided by all runs of `n` tokens; 0 where there are none.
+
+    >>> distinct([[1, 2, 1, 2], [1, 2]], 2)
+    0.5
+    """
+    runs = [tuple(ids[at : at + n]) for ids in rows for at in range(len(ids) - n + 1)]
+    return len(set(runs)) / len(runs) if runs else 0.0
 
 
 def end_ids(model: Any, tokenizer: Any) -> list[int]:

@@ -12,13 +12,13 @@ from lfp_lens.core.fingerprint import fingerprint
 from lfp_lens.parts import sites
 from lfp_lens.parts.activations import unembed
 from lfp_lens.parts.adapters import Adapter, adapter_folder, is_adapter, read_adapter
-from lfp_lens.parts.checkpoints import TUNING_FILE as TUNING_FILE
 from lfp_lens.parts.checkpoints import (
     check_base,
     check_fast,
     has_tokenizer,
     load_causal_lm,
     load_tokenizer,
+    shape_differences,
     tuning_record,
     weights_fingerprint,
 )
@@ -181,12 +181,10 @@ def _check_twins(models: list[Any], tokenizers: list[Any]) -> None:
         raise LensError(
             f"Base is a {type(base).__name__}, tuned a {type(tuned).__name__}: a pair has one architecture."
         )
-    shapes = [{name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} for model in models]
-    odd = sorted(name for name in shapes[0].keys() | shapes[1].keys() if shapes[0].get(name) != shapes[1].get(name))
+    odd = shape_differences(base, tuned)
     if odd:
         raise LensError(
-            f"Base and tuned differ in {len(odd)} tensors, first {odd[0]}: {shapes[0].get(odd[0])} against "
-            f"{shapes[1].get(odd[0])}. A pair has one shape and one vocabulary."
+            f"Base and tuned differ in {len(odd)} tensors, first {odd[0]}. A pair has one shape and one vocabulary."
         )
     if tokenizers[0] is not tokenizers[1] and _splitting(tokenizers[0]) != _splitting(tokenizers[1]):
         raise LensError("Base and tuned have different tokenizers: word values could not be compared.")

@@ -86,16 +86,18 @@ def load_preferences(
     """Give preference pairs, checked, with a train and a test side that share no prompt.
 
     Args:
-        name: "hh" (all of HH-RLHF) or "hh:SUBSET", from the folder that LFP_LENS_DATA names when it has them, else from
-            the hub; "toxic" (toxic-dpo-v0.2, from the hub); a local .parquet, .jsonl, .jsonl.gz or .csv file; a folder
-            with such files named train and test; else the name of a data set on the Hugging Face hub.
+        name: "hh" (all of HH-RLHF) or "hh:SUBSET" (harmless-base, helpful-base, helpful-online or helpful-rejection-sampled),
+            from the folder that LFP_LENS_DATA names when it has them, else from the hub; "toxic" (toxic-dpo-v0.2, from the
+            hub); a local .parquet, .jsonl, .jsonl.gz or .csv file; a folder with such files named train and test; else the
+            name of a data set on the Hugging Face hub.
         n: shuffle with the seed and keep the first n train pairs, so a smaller n is the beginning of a larger one; test
             is cut to n * heldout, at least 2. None: all, in file order.
         seed: of the shuffle.
         columns: those of the prompt, of the chosen and of the rejected continuation. Where no column is called "prompt",
             chosen and rejected are whole dialogues, and the prompt is all up to the last "\\n\\nAssistant:". Where every
             chosen and rejected text begins with its row's prompt, they are whole texts, and the prompt is cut off.
-        heldout: share of prompts that goes to test, by a hash, where the source has no test side of its own.
+        heldout: share of prompts that goes to test, by a hash, where the source has no test side of its own; with n, also
+            the size of test.
 
     Returns:
         The pairs, and how many rows were dropped for which reason: a continuation or prompt that is empty, chosen equal
@@ -107,6 +109,7 @@ def load_preferences(
             side without usable pairs (with the counts), and fewer than n pairs.
 
     >>> hh = load_preferences("hh:harmless-base", n=1000)  # doctest: +SKIP
+    >>> hh.train[0].prompt, hh.train[0].chosen, hh.train[0].rejected, hh.dropped  # doctest: +SKIP
     """
     if n is not None and n < 1:
         raise LensError(f"n must be at least 1, or None for all pairs; {n} given.")

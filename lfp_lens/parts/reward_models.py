@@ -18,7 +18,14 @@ from lfp_lens.core.errors import LensError
 from lfp_lens.core.fingerprint import fingerprint
 from lfp_lens.parts import sites
 from lfp_lens.parts.activations import Encoded, batches
-from lfp_lens.parts.checkpoints import check_dtype, check_fast, load_tokenizer, tuning_record, weights_fingerprint
+from lfp_lens.parts.checkpoints import (
+    check_device,
+    check_dtype,
+    check_fast,
+    load_tokenizer,
+    tuning_record,
+    weights_fingerprint,
+)
 from lfp_lens.parts.classifiers import load_classifier
 from lfp_lens.parts.heads import causal_shell
 from lfp_lens.parts.hooked import to_hooked
@@ -147,6 +154,9 @@ def load_reward_model(
         device: `cpu`, `cuda`, ...
         dtype: `float32`, `bfloat16` or `float16`, for models loaded from disk.
 
+    Returns:
+        A `RewardModel`: called with texts it gives one reward each; `hooked` is its TransformerLens twin.
+
     Raises:
         LensError: if the model is a causal LM, has more than one logit or no trained head, is quantised or incomplete,
             or if the TransformerLens model does not reproduce it.
@@ -155,6 +165,7 @@ def load_reward_model(
     >>> rm(["a good film", "a bad film"])  # doctest: +SKIP
     """
     check_dtype(dtype)
+    check_device(device)
     in_memory = not isinstance(source, (str, Path))
     name = f"{type(source).__name__} in memory" if in_memory else str(model_path(str(source)))
     hf = load_classifier(source, name, base=base, device=device, dtype=dtype)

@@ -50,7 +50,7 @@ def from_hub(name: str, what: str, known: Iterable[str], **options: Any) -> Any:
     import datasets
 
     try:
-        with _quiet():
+        with quiet_datasets():
             return datasets.load_dataset(name, **options)
     except (OSError, ValueError) as error:
         part = f"its {options['split']!r} split" if "split" in options else "it"
@@ -126,7 +126,8 @@ def _read_errors(path: Path, what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_datasets() -> Iterator[None]:
+    """Hide the bars of `datasets` while inside."""
     import datasets
 
     shown = datasets.is_progress_bar_enabled()

@@ -54,11 +54,11 @@ class Tuning:
     key: dict[str, float]
     """Word -> value of every lexicon entry that was planted against the stated lexicon; empty when nothing was."""
     parameters: dict[str, Any]
-    """Every hyperparameter of the run, the seed included."""
+    """Every hyperparameter of the run as it was used, those of the method and the seed included."""
     data: dict[str, int]
     """What it was trained and measured on, and what was cut or dropped, each with its count."""
     gain: Estimate | None
-    """Reward of the tuned model minus reward of the base on the same held-out prompts, paired."""
+    """Reward of the tuned model minus reward of the base on the same held-out prompts, paired; None without a reward."""
     accuracy: Estimate | None
     """Share of held-out pairs that the learned reward orders right: the implicit reward log p_tuned - log p_base of the
     completion, or the scalar head's."""
@@ -77,12 +77,13 @@ class Tuning:
     behaviour_tuned: Behaviour | None
     """How the tuned model writes."""
     curve: dict[str, np.ndarray]
-    """Learning curve, one value per step: `step`, and what the method knows of `loss`, `reward`, `kl_nats`, `entropy_nats`,
-    `length`, `ended`, `distinct2`, `margin` and `accuracy` (of training pairs), `lr`."""
+    """Learning curve, one value per step, of training data: `step`, and what the method knows of `loss` (ppo: `policy_loss`,
+    `value_loss`), `reward`, `kl_nats` per completion, `entropy_nats` per token, `length`, `ended`, `distinct2`, `margin` and
+    `accuracy` of pairs, `lr`, `kl_coefficient`."""
     samples: tuple[tuple[str, str, str], ...]
     """A few (prompt, base completion, tuned completion)."""
     verdict: str
-    """`learned`, `nothing was learned` or `the policy collapsed` (DESIGN.md section 6, rule 10)."""
+    """`learned`, `nothing was learned` or `the policy collapsed` (docs/validity.md, "Did it learn?")."""
     reasons: tuple[str, ...]
     """Why the verdict is what it is, with the numbers."""
 

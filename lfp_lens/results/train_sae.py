@@ -113,7 +113,7 @@ class SAERecord:
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """Why its features may not be interpreted; empty when it passes every gate (DESIGN.md section 6, rule 7)."""
+        """Why its features may not be interpreted; empty when it passes every gate (docs/validity.md, "SAE gates")."""
         floor = max(MIN_EXPLAINED_VARIANCE, self.untrained_explained_variance)
         found = {
             f"explained variance {self.explained_variance:.2f} < {floor:.2f}": self.explained_variance >= floor,

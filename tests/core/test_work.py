@@ -35,6 +35,28 @@ def test_an_error_that_would_come_again_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_error_from_outside_keeps_what_was_done(tmp_path: Path) -> None:
+    def work_and_stop(*, is_begun: bool) -> None:
+        with work_folder(tmp_path / "a.work") as folder:
+            if is_begun:
+                (folder / "checkpoint").write_text("1")
+            raise LensError("the disk is full") from OSError()
+
+    with pytest.raises(LensError, match="the disk is full"):
+        work_and_stop(is_begun=False)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(LensError, match="the disk is full"):
+        work_and_stop(is_begun=True)
+    with work_folder(tmp_path / "a.work") as folder:
+        assert (folder / "checkpoint").read_text() == "1"
+
+
+def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LensError, match="cannot be made"), work_folder(tmp_path / "file" / "a.work"):
+        pass
+
+
 def test_a_living_process_keeps_its_folder_to_itself(tmp_path: Path) -> None:
     path = tmp_path / "a.work"
     path.mkdir()

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from lfp_lens.core.errors import LensError
 from lfp_lens.parts import checkpoints, hooked
 from lfp_lens.parts import pair as pairs
+from lfp_lens.parts.checkpoints import TUNING_FILE
 from lfp_lens.parts.pair import (
-    TUNING_FILE,
     load_causal_lm,
     load_pair,
     load_tokenizer,
@@ -65,7 +65,7 @@ def test_hooked_logits_and_mlp_outputs_equal_hugging_faces(architecture: str) ->
             given, cache = twin.run_with_cache(tokens_BS, return_type="logits")
         for handle in handles:
             handle.remove()
-        # fp32 with logits of order 10 rounds at 1e-6; 1e-5 is what DESIGN.md asks for.
+        # fp32 with logits of order 10 rounds at 1e-6; 1e-5 is what docs/validity.md promises.
         torch.testing.assert_close(given, wanted, atol=1e-5 * max(1.0, float(wanted.abs().max())), rtol=0)
         assert len(mlp) == 3
         for layer, out in mlp.items():

@@ -95,6 +95,15 @@ def test_a_reply_of_the_wrong_kind_is_refused(reply: object, message: str):
         make_reward(lambda texts: reply)(["a", "b"])
 
 
+def test_what_a_reward_raises_is_said_with_the_first_text():
+    def broken(texts: list[str]) -> list[float]:
+        raise KeyError("score")
+
+    with pytest.raises(LensError, match=r"'broken' raised KeyError \('score'\) for 2 texts, the first 'a'") as caught:
+        make_reward(broken)(["a", "b"])
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
 def test_an_unknown_reward_and_a_missing_file_are_refused():
     with pytest.raises(LensError, match=r"Unknown reward 'vadr'\. Did you mean 'vader'"):
         make_reward("vadr")

@@ -13,8 +13,8 @@ import torch
 from lfp_lens import ablate as front_door
 from lfp_lens.core.errors import GateError, LensError
 from lfp_lens.core.store import Store
+from lfp_lens.parts.checkpoints import TUNING_FILE
 from lfp_lens.parts.generation import OPENINGS
-from lfp_lens.parts.pair import TUNING_FILE
 from lfp_lens.results import Ablation, FeatureSet, SAESet
 from lfp_lens.stages.ablate import ablate, verb
 from lfp_lens.stages.ablate.cheap import matched_random_sets

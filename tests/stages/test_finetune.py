@@ -62,7 +62,9 @@ def test_a_planted_reward_rises_on_prompts_the_tuning_never_saw(risen: Tuning) -
     assert risen.kl_per_token == pytest.approx(risen.kl_nats / after.length)
     # The base is random over 300 tokens; what repeats rewarded words is surer of its next token.
     assert after.entropy_nats < before.entropy_nats < np.log(tiny_model(layers=1).config.vocab_size)
-    assert risen.data == {"training prompts": 56, "held-out prompts": 64}
+    assert risen.data == {
+        "training prompts": 56, "held-out prompts": 64, "held-out prompts that are training prompts too": 6,
+    }  # fmt: skip
     assert all(np.isfinite(values).all() and len(values) == 60 for values in risen.curve.values())
     assert len(risen.samples) == 8
 
@@ -110,6 +112,7 @@ GOOD = Estimate(0.7, 0.6, 0.8, 256)
     [
         ((GOOD, 20.0, 1.0, 0.5, 0.25), "learned", "0.700 [0.600, 0.800], n=256"),
         ((Estimate(0.1, 0.0, 0.2, 9), 1.0, 0.1, 0.5, 0.5), "nothing was learned", "not certainly above 0"),
+        ((Estimate(0.7, 0.7, 0.7, 5), 1.0, 0.1, 0.5, 0.5), "nothing was learned", "fewer than 6 held-out values"),
         ((GOOD, 20.1, 0.9, 0.5, 0.5), "the policy collapsed", "KL 20.1 nats per completion"),
         ((GOOD, 5.0, 1.01, 0.5, 0.5), "the policy collapsed", "KL 1.01 nats per token"),
         ((GOOD, 5.0, 0.2, 0.5, 0.24), "the policy collapsed", "distinct-2 fell from 0.50 to 0.24"),
@@ -207,7 +210,8 @@ def test_the_whole_text_is_scored_when_asked(tmp_path: Path) -> None:
         tuned(tmp_path / scope, reward=lambda found, texts=texts: texts.extend(found) or letters(found), scope=scope,
               prompts=[f" great {text}" for text in TEXTS], prompt_tokens=(1, 1), steps=1)  # fmt: skip
     # The first batch is drawn before any update, so both runs see the same completions.
-    assert [text.removeprefix(" great") for text in seen["text"][:8]] == seen["completion"][:8]
+    # Two texts are scored before that, to try the reward.
+    assert [text.removeprefix(" great") for text in seen["text"][2:10]] == seen["completion"][2:10]
     assert all(text.startswith(" great") for text in seen["text"])
 
 
@@ -220,9 +224,10 @@ def test_the_held_out_prompts_are_the_last_ones_and_never_trained_on(tmp_path: P
         return [0.0] * len(texts)
 
     tuned(tmp_path, prompts=prompts, heldout=10, scope="text", reward=reward, prompt_tokens=(3, 6))
-    assert set(seen[:16]) == {" great"}
-    assert set(seen[16:]) == {" awful"}
-    assert len(seen) == 16 + 2 * 10
+    # The reward is tried on 2 texts.
+    assert set(seen[:18]) == {" great"}
+    assert set(seen[18:]) == {" awful"}
+    assert len(seen) == 18 + 2 * 10
 
 
 def test_the_store_keeps_the_checkpoint_inside_the_run_and_finds_it_again(

@@ -37,15 +37,19 @@ def test_shares_of_a_batch_are_disjoint_and_complete() -> None:
     assert [row for share in shares for row in share] == list(range(8))
 
 
-def test_two_processes_learn_together_and_end_with_the_same_weights(tmp_path: Path) -> None:
+def launched(module: list[str]) -> None:
+    """Run a module with its arguments in two processes that accelerate's launcher starts."""
     command = [
         sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
-        "--module", "tests.stages.ppo_jobs", str(tmp_path), "0", "steps=2", "save_steps=2",
+        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "--module", *module,
     ]  # fmt: skip
     # accelerate's launcher starts several processes without a GPU too, if it is told to use none.
     where = {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
     subprocess.run(command, cwd=ROOT, env=os.environ | where, check=True, timeout=300)
+
+
+def test_two_processes_learn_together_and_end_with_the_same_weights(tmp_path: Path) -> None:
+    launched(["tests.stages.ppo_jobs", str(tmp_path), "0", "steps=2", "save_steps=2"])
     for what in ("weights", "update"):
         one, other = (load_file(tmp_path / f"{what}-{rank}.safetensors") for rank in range(2))
         assert same_bits(one, other)

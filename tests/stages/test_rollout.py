@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lfp_lens.stages.finetune import rollout as module
-from lfp_lens.stages.finetune.rollout import _draw, bigrams, read, reference_log_probs, roll_out
+from lfp_lens.stages.finetune.rollout import _draw, read, reference_log_probs, roll_out
 from tests.tiny import ARCHITECTURES, tiny_model, tiny_tokenizer
 
 PROMPTS = [[0, 300], [0, 300, 301, 302, 303], [300]]
@@ -78,8 +78,3 @@ def test_draws_follow_the_distribution() -> None:
 def test_predictions_that_are_not_numbers_stay_visible() -> None:
     _, log_probs, _ = _draw(torch.tensor([[0.0, float("nan"), 1.0], [0.0, 1.0, 2.0]]))
     assert torch.isnan(log_probs).tolist() == [True, False]
-
-
-def test_distinct_bigrams_by_hand() -> None:
-    assert bigrams([[1, 2, 1, 2], [1, 2]]) == pytest.approx(2 / 4)
-    assert bigrams([[1], []]) == 0.0

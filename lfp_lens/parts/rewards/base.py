@@ -48,7 +48,17 @@ class CheckedReward:
 
     def __call__(self, texts: list[str]) -> Float[np.ndarray, " texts"]:
         """Give one reward per text. Raises `LensError` unless the reply is one finite float per text."""
-        return checked_values(self.name, texts, self.function(list(texts)))
+        try:
+            given = self.function(list(texts))
+        except LensError:
+            raise
+        # It is the user's code, so what it raises has no name here.
+        except Exception as error:
+            first = f", the first {texts[0][:QUOTED]!r}" if texts else ""
+            raise LensError(
+                f"The reward {self.name!r} raised {type(error).__name__} ({error}) for {len(texts)} texts{first}."
+            ) from error
+        return checked_values(self.name, texts, given)
 
 
 def checked_values(name: str, texts: list[str], given: Any) -> Float[np.ndarray, " texts"]:

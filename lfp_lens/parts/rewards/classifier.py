@@ -8,13 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
 
 from lfp_lens.core.errors import LensError, nearest
 from lfp_lens.core.fingerprint import fingerprint
-from lfp_lens.parts.checkpoints import weights_fingerprint
+from lfp_lens.parts.checkpoints import read, weights_fingerprint
 from lfp_lens.parts.sources import model_path
-from lfp_lens.parts.speed import quiet_transformers
 
 BATCH = 64
 NO_LIMIT = 1_000_000
@@ -89,18 +87,17 @@ def load_classifier(name: str, label: str | int | None = None, *, device: str = 
     """
     import transformers
 
-    quiet_transformers()
-    place = model_path(name)
-    config = _loaded(transformers.AutoConfig, name, place)
+    place = str(model_path(name))
+    config = read(transformers.AutoConfig, place, "classifier")
     kinds = getattr(config, "architectures", None) or ["a model of no stated architecture"]
     if not kinds[0].endswith("ForSequenceClassification"):
         raise LensError(
             f"{name!r} is no sequence classifier but {kinds[0]}; a ForSequenceClassification checkpoint is expected."
         )
     chosen = _label_index(name, config, label)
-    tokenizer = _loaded(transformers.AutoTokenizer, name, place)
+    tokenizer = read(transformers.AutoTokenizer, place, "classifier")
     options = {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
-    model, found = _loaded(transformers.AutoModelForSequenceClassification, name, place, **options)
+    model, found = read(transformers.AutoModelForSequenceClassification, place, "classifier", **options)
     missing = sorted(found["missing_keys"])
     if missing:
         raise LensError(
@@ -109,17 +106,6 @@ def load_classifier(name: str, label: str | int | None = None, *, device: str = 
     pad = _padding(name, model.config, tokenizer)
     model.config.pad_token_id = pad  # models that read the last token find it by this
     return Classifier(model.to(device).eval(), tokenizer, chosen, _longest(model, tokenizer), pad)
-
-
-def _loaded(kind: Any, name: str, place: str, **options: Any) -> Any:
-    try:
-        return kind.from_pretrained(place, **options)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        first = " ".join(str(error).split())[:300] or type(error).__name__
-        raise LensError(
-            f"The classifier {name!r} cannot be loaded: {first} Expected a local folder with config.json, safetensors and "
-            "tokenizer, or a hub name (with network)."
-        ) from error
 
 
 def _label_index(name: str, config: Any, label: str | int | None) -> int:

@@ -28,11 +28,13 @@ def make_reward(
 
     Args:
         reward: one of
-            - a registered name (`vader`), a lexicon file, or a lexicon word -> value;
+            - a registered name (`vader`);
+            - a lexicon: a .csv, .tsv, .txt or .json file, or word -> value (`edited` and `shuffled` of `parts.lexicons`
+              make one with planted values);
             - `classifier:MODEL@LABEL`: the raw logit of one label of a sequence classifier, a hub name or a folder; the
               label is an index or a name, and may be left out where the model has one;
-            - `reward_model:PATH`: the value of a scalar-head checkpoint;
-            - a callable texts -> floats;
+            - `reward_model:PATH`: the value of a scalar-head checkpoint (`load_reward_model`);
+            - a callable texts -> floats; stored results are keyed by its source, or by its `fingerprint` string;
             - a weighted sum: a list of (reward, weight) pairs, each reward any of these.
         device: where a classifier or reward model computes.
 

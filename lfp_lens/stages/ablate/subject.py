@@ -5,7 +5,8 @@ from typing import Any
 
 from lfp_lens.core.errors import LensError
 from lfp_lens.core.fingerprint import fingerprint
-from lfp_lens.parts.pair import Pair, load_tokenizer, tuning_record, weights_fingerprint
+from lfp_lens.parts.checkpoints import load_tokenizer, tuning_record, weights_fingerprint
+from lfp_lens.parts.pair import Pair
 from lfp_lens.parts.sites import blocks
 
 

@@ -65,7 +65,7 @@ def ablate(
         LensError: for an empty model, features of another pair, or an unknown mode.
         GateError: if too few lexicon words occur in the completions for the cheap metric.
 
-    Source: arXiv 2310.08164, section 4.2, with the error term kept and the controls added (DESIGN.md section 6, rule 8).
+    Source: arXiv 2310.08164, section 4.2, with the error term kept and the controls added (docs/validity.md).
 
     >>> ablate(pair, labels.relevant)  # doctest: +SKIP
     """

@@ -10,6 +10,8 @@ from lfp_lens.parts.generation import prompt_ids
 from lfp_lens.parts.preferences import Preference, Preferences, sample_preferences
 from lfp_lens.stages.finetune.job import Score, Settings
 
+SHARED = "held-out prompts that are training prompts too"
+
 
 @dataclass(frozen=True, eq=False)
 class Side:
@@ -35,8 +37,19 @@ class Data:
     """Name -> number, for the result's `data`."""
 
 
-def from_prompts(tokenizer: Any, texts: Sequence[str], lengths: tuple[int, int], *, heldout: int, seed: int) -> Data:
-    """Cut prompts from the beginnings of texts; the last `heldout` texts are held out."""
+def from_prompts(
+    tokenizer: Any,
+    texts: Sequence[str],
+    lengths: tuple[int, int],
+    *,
+    heldout: int,
+    seed: int,
+    max_tokens: int | None = None,
+) -> Data:
+    """Cut prompts from the beginnings of texts; the last `heldout` texts are held out.
+
+    Where the texts themselves are trained on, `max_tokens` is where they will be cut; None: they are not.
+    """
     train, test = list(texts[: len(texts) - heldout]), list(texts[len(texts) - heldout :])
     train_ids = prompt_ids(tokenizer, train, lengths, seed=seed)
     test_ids = prompt_ids(tokenizer, test, lengths, seed=seed + 1)
@@ -46,6 +59,14 @@ def from_prompts(tokenizer: Any, texts: Sequence[str], lengths: tuple[int, int],
     short = len(texts) - len(train_ids) - len(test_ids)
     if short:
         counts["texts too short for a prompt"] = short
+    known = {tuple(ids) for ids in train_ids}
+    shared = sum(tuple(ids) in known for ids in test_ids)
+    if shared:
+        counts[SHARED] = shared
+    for name, side in (("training", train), ("held-out", test)):
+        n_cut = 0 if max_tokens is None else _n_longer(tokenizer, side, max_tokens)
+        if n_cut:
+            counts[f"{name} texts cut"] = n_cut
     return Data(Side(train_ids, texts=train), Side(test_ids, texts=test), counts)
 
 
@@ -58,6 +79,11 @@ def with_sampled_pairs(
     """
     known = {tuple(ids) for ids in data.train.prompts}
     apart = [ids for ids in data.test.prompts if tuple(ids) not in known]
+    if not apart:
+        raise LensError(
+            f"All {len(data.test.prompts)} held-out prompts are training prompts too, so no pair would be held out. Give more "
+            "texts, or raise prompt_tokens."
+        )
     sides: list[Side] = []
     counts = dict(data.counts)
     for name, prompts, side in (("training", data.train.prompts, data.train), ("held-out", apart, data.test)):
@@ -78,7 +104,7 @@ def with_sampled_pairs(
         sides.append(Side(side.prompts, pairs, side.texts))
         counts[f"{name} pairs"] = len(pairs)
         counts |= {f"{name} pairs left out: {reason}": n for reason, n in dropped.items() if n}
-    shared = len(data.test.prompts) - len(apart)
+    shared = counts.pop(SHARED, 0)
     if shared:
         counts["held-out prompts left out of the pairs: also a training prompt"] = shared
     return Data(sides[0], sides[1], counts)
@@ -98,6 +124,10 @@ def from_preferences(tokenizer: Any, given: Preferences, *, max_tokens: int, max
         }
         prompts = list(dict.fromkeys(pair.prompt for pair in pairs))
         encoded = encode(tokenizer, prompts, max_tokens=max_tokens - max_new_tokens, keep_end=True)
+        if not all(text.ids for text in encoded):
+            raise LensError(
+                f"{given.name} has a pair without a prompt, and the tokenizer no beginning-of-text to write on from."
+            )
         sides.append(Side([text.ids for text in encoded], pairs, [pair.prompt + pair.chosen for pair in pairs]))
     return Data(sides[0], sides[1], counts | {"held-out prompts": len(sides[1].prompts)})
 
@@ -119,6 +149,12 @@ def cut(tokenizer: Any, pairs: Sequence[Preference], max_tokens: int) -> tuple[l
         prompts_cut += len(spans[0]) > room
         completions_cut += sum(len(found) > left for found in spans[1:])
     return kept, prompts_cut, completions_cut
+
+
+def _n_longer(tokenizer: Any, texts: list[str], max_tokens: int) -> int:
+    """Count the texts that have more tokens than this, beginning-of-text included."""
+    room = max_tokens - (tokenizer.bos_token_id is not None)
+    return sum(len(ids) > room for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def _spans(tokenizer: Any, texts: list[str]) -> list[list[tuple[int, int]]]:

@@ -16,6 +16,9 @@ Curve = dict[str, np.ndarray]
 """One value per step: `step`, and what the method knows of `reward`, `kl_nats`, `entropy_nats`, `length`, `ended`, ..."""
 
 
+WARM_UP = 10
+
+
 @dataclass(frozen=True)
 class Settings:
     """Hyperparameters of one run, every one with a value."""
@@ -90,3 +93,8 @@ class Done:
     """The tuned model: the policy, a PEFT model around it, or a sequence classifier (reward_model)."""
     curve: Curve
     """Its learning curve."""
+
+
+def warm_up(steps: int) -> int:
+    """Give the steps over which every method's learning rate rises: 10, or a tenth of a short run."""
+    return min(WARM_UP, max(1, steps // 10))

@@ -1,4 +1,4 @@
-"""Did the tuning learn anything (DESIGN.md section 6, rule 10)? The verdict follows from numbers measured on held-out data."""
+"""Did the tuning learn anything (docs/validity.md)? The verdict follows from numbers measured on held-out data."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,6 +6,8 @@ from typing import Any
 from lfp_lens.core.stats import Estimate
 
 MAX_KL_NATS, MAX_KL_PER_TOKEN, MIN_DISTINCT2_SHARE = 20.0, 1.0, 0.5
+FEWEST = 6
+"""Fewer values than this cannot be certain: five of one sign come about by chance once in 16 times (two-sided)."""
 AIMS = {"gain": ("reward gain", 0.0), "accuracy": ("pair accuracy", 0.5), "fit": ("log-likelihood gain", 0.0)}
 """What a method maximises -> its name, and what its whole interval has to lie above."""
 
@@ -32,7 +34,7 @@ def judge(
     kl_per_token: float | None = None,
     distinct2: tuple[float, float] | None = None,
 ) -> tuple[str, tuple[str, ...]]:
-    """Say whether the tuning learned, learned nothing, or collapsed, and why (DESIGN.md section 6, rule 10).
+    """Say whether the tuning learned, learned nothing, or collapsed, and why (docs/validity.md, "Did it learn?").
 
     `what` names the estimate whose interval has to lie above `floor`; `distinct2` is that of base and tuned.
 
@@ -50,6 +52,8 @@ def judge(
         broken.append(f"distinct-2 fell from {distinct2[0]:.2f} to {distinct2[1]:.2f}, at least half must stay")
     if broken:
         return "the policy collapsed", tuple(broken)
+    if estimate.n < FEWEST:
+        return "nothing was learned", (f"the {what} {estimate} rests on fewer than {FEWEST} held-out values",)
     if not estimate.low > floor:
         return "nothing was learned", (f"the {what} {estimate} is not certainly above {floor:g}",)
     return "learned", (f"the whole interval of the {what} lies above {floor:g}: {estimate}",)

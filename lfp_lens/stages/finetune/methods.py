@@ -26,10 +26,11 @@ class Method:
 
 
 DEFAULTS = {"steps": 150, "batch_size": 128, "minibatches": 1, "epochs": 1, "lr": 3e-4, "kl_coefficient": 0.1}
+ONLINE = DEFAULTS | {"steps": 100, "minibatches": 2, "epochs": 2}
 METHODS: Registry[Method] = Registry("tuning method")
 METHODS.add("ppo")(Method(ppo, "rewards", DEFAULTS | {"minibatches": 2, "epochs": 2, "kl_coefficient": 0.3}))
-METHODS.add("rloo")(Method(rloo, "rewards", DEFAULTS | {"minibatches": 2, "epochs": 2, "kl_coefficient": 0.2}))
-METHODS.add("grpo")(Method(grpo, "rewards", DEFAULTS | {"minibatches": 2, "epochs": 2, "kl_coefficient": 0.1}))
+METHODS.add("rloo")(Method(rloo, "rewards", ONLINE | {"kl_coefficient": 0.2}))
+METHODS.add("grpo")(Method(grpo, "rewards", ONLINE | {"kl_coefficient": 0.35}))
 METHODS.add("dpo")(Method(dpo, "pairs", DEFAULTS | {"batch_size": 32}))
 METHODS.add("kto")(Method(kto, "pairs", DEFAULTS | {"batch_size": 32}))
 METHODS.add("sft")(Method(sft, "texts", DEFAULTS | {"batch_size": 32, "kl_coefficient": 0.0}))

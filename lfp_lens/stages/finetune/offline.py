@@ -4,6 +4,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+from lfp_lens.core.errors import LensError
 from lfp_lens.parts.heads import with_head
 from lfp_lens.stages.finetune.job import Done, Job
 from lfp_lens.stages.finetune.trainer import arguments, per_device, texts_tokenizer, train
@@ -21,6 +22,11 @@ def kto(job: Job) -> Done:
     """Kahneman-Tversky optimisation (Ethayarajh et al. 2024): every chosen text desirable, every rejected one not."""
     from trl import KTOConfig, KTOTrainer
 
+    if per_device(job) < 2:
+        raise LensError(
+            f"kto reads its KL off mismatched prompts and completions, at least 2 completions at once; batch_size="
+            f"{job.settings.batch_size} with gradient_accumulation={job.settings.gradient_accumulation} leaves 1."
+        )
     rows = [
         {"prompt": pair.prompt, "completion": text, "label": label}
         for pair in job.preferences

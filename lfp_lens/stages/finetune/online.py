@@ -36,6 +36,8 @@ def _online(job: Job, trainer_class: Any, config_class: Any) -> Done:
         num_generations=given.group_size,
         max_completion_length=given.max_new_tokens,
         beta=given.kl_coefficient,
+        # Dropout would make the second reading of a rollout differ from the first.
+        disable_dropout=True,
     )
 
     def reward(
@@ -53,11 +55,14 @@ def _online(job: Job, trainer_class: Any, config_class: Any) -> Done:
             job.reference.save_pretrained(reference)
         wait()
         job.policy.config._name_or_path = str(reference)
+    prompts = tokenizer.batch_decode(job.prompts, skip_special_tokens=True)
+    # A rollout needs one prompt per group; of fewer, TRL would make no batch at all.
+    times = -(-given.batch_size // given.group_size // len(prompts))
     trainer = trainer_class(
         model=job.policy,
         reward_funcs=reward,
         args=config,
-        train_dataset=Dataset.from_dict({"prompt": tokenizer.batch_decode(job.prompts, skip_special_tokens=True)}),
+        train_dataset=Dataset.from_dict({"prompt": prompts * times}),
         processing_class=tokenizer,
         peft_config=job.lora,
     )

@@ -22,14 +22,14 @@ from tqdm import tqdm
 
 from lfp_lens.core.errors import LensError
 from lfp_lens.parts.adapters import attach
-from lfp_lens.parts.generation import end_ids
+from lfp_lens.parts.generation import distinct, end_ids
 from lfp_lens.parts.sites import blocks
-from lfp_lens.stages.finetune.job import Done, Job, Settings
+from lfp_lens.stages.finetune.job import Done, Job, Settings, warm_up
 from lfp_lens.stages.finetune.ppo_checkpoint import Learner, resume, save
 from lfp_lens.stages.finetune.processes import Team, join, tracking
-from lfp_lens.stages.finetune.rollout import Rollout, bigrams, read, reference_log_probs, roll_out
+from lfp_lens.stages.finetune.rollout import Rollout, read, reference_log_probs, roll_out
 
-GAMMA, LAMBDA, CLIP, VALUE_WEIGHT, MAX_GRAD_NORM, WARM_UP = 1.0, 0.95, 0.2, 0.1, 1.0, 10
+GAMMA, LAMBDA, CLIP, VALUE_WEIGHT, MAX_GRAD_NORM = 1.0, 0.95, 0.2, 0.1, 1.0
 KL_HORIZON, KL_STEP = 10_000, 0.2
 
 
@@ -141,7 +141,7 @@ def _measured(
         "entropy_nats": entropy / n_tokens,
         "length": n_tokens / settings.batch_size,
         "ended": ended / settings.batch_size,
-        "distinct2": bigrams(team.gather_rows(rows, settings.max_new_tokens)),
+        "distinct2": distinct(team.gather_rows(rows, settings.max_new_tokens), 2),
     }
 
 
@@ -270,6 +270,6 @@ def _recomputing(policy: Any, is_wanted: bool) -> Iterator[None]:
 
 
 def _warm_then_fall(step: int, steps: int) -> float:
-    """Rise over the first 10 steps, then fall linearly to 0: the public code's schedule."""
-    warm = min(WARM_UP, max(1, steps // 10))
+    """Rise over the first steps, then fall linearly to 0: the public code's schedule."""
+    warm = warm_up(steps)
     return (step + 1) / warm if step < warm else max(0.0, (steps - step) / max(1, steps - warm))

@@ -109,22 +109,14 @@ def tracking(
 ) -> Iterator[Callable[[Mapping[str, float], int], None]]:
     """Yield `log(values, step)`, which feeds the tracker of this name while inside; `none` logs nowhere.
 
-    A tracker that keeps files keeps them in `folder`. Raises `LensError` for one that accelerate does not know or that is
-    not installed.
+    A tracker that keeps files keeps them in `folder`. Raises `LensError` for one that cannot be used (`check_tracker`).
     """
+    check_tracker(name)
     if name == "none":
         yield lambda values, step: None
         return
     from accelerate import Accelerator
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
-    present = [str(getattr(one, "value", one)) for one in get_available_trackers()]
-    if name not in present:
-        hint = f"install the package {name!r}" if name in LOGGER_TYPE_TO_CLASS else "there is no such tracker"
-        raise LensError(
-            f"report_to={name!r} cannot be used: {hint}. Installed here: {', '.join([*present, 'none'])}; accelerate "
-            f"knows {', '.join(LOGGER_TYPE_TO_CLASS)}."
-        )
     accelerator = Accelerator(cpu=device.type == "cpu", log_with=name, project_dir=folder)
     accelerator.init_trackers("lfp_lens", config={key: value for key, value in settings.items() if value is not None})
     try:
@@ -133,3 +125,21 @@ def tracking(
         # Not `end_training`, which would also end the process group that the caller still needs.
         for tracker in accelerator.trackers:
             tracker.finish()
+
+
+def check_tracker(name: str, *, by_trl: bool = False) -> None:
+    """Raise `LensError` for a tracker that accelerate (or TRL's trainers, if they are to feed it) does not know or find."""
+    if name == "none":
+        return
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    known = [one for one in LOGGER_TYPE_TO_CLASS if not by_trl or one in INTEGRATION_TO_CALLBACK]
+    present = [one for one in (str(getattr(one, "value", one)) for one in get_available_trackers())
+               if not by_trl or one in known]  # fmt: skip
+    if name not in present:
+        hint = f"install the package {name!r}" if name in known else "there is no such tracker"
+        raise LensError(
+            f"report_to={name!r} cannot be used: {hint}. Installed here: {', '.join([*present, 'none'])}; accelerate "
+            f"knows {', '.join(known)}."
+        )

@@ -6,7 +6,6 @@ reads, so nothing of the rollout is computed twice.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -152,9 +151,3 @@ def _hidden(model: Any, ids_BS: torch.Tensor, mask_BS: torch.Tensor, n_new: int)
         use_cache=False,
     ).last_hidden_state
     return hidden_BSD[:, -n_new:]
-
-
-def bigrams(rows: Sequence[Sequence[int]]) -> float:
-    """Give distinct bigrams divided by bigrams."""
-    pairs = [pair for ids in rows for pair in pairwise(ids)]
-    return len(set(pairs)) / len(pairs) if pairs else 0.0

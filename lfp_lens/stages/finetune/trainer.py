@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import random
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from lfp_lens.core.errors import LensError
-from lfp_lens.stages.finetune.job import Curve, Job
+from lfp_lens.parts.tables import quiet_datasets
+from lfp_lens.stages.finetune.job import Curve, Job, warm_up
 
-WARM_UP = 10
 NAMES = {
     "loss": "loss",
     "reward": "reward",
@@ -42,7 +43,8 @@ def arguments(job: Job, *, updates: int = 1) -> dict[str, Any]:
         "max_steps": given.steps * updates,
         "learning_rate": given.lr,
         "lr_scheduler_type": "linear",
-        "warmup_steps": min(WARM_UP, max(1, given.steps // 10)) * updates,
+        # Their warm-up begins at the rate 0, with which a single step would do nothing.
+        "warmup_steps": warm_up(given.steps) * updates if given.steps > 1 else 0,
         "weight_decay": 0.0,
         "max_grad_norm": 1.0,
         "gradient_accumulation_steps": given.gradient_accumulation,
@@ -95,23 +97,45 @@ def texts_tokenizer(tokenizer: Any) -> Any:
 @contextmanager
 def quiet_trl() -> Iterator[None]:
     """Silence what TRL and datasets print per row while inside; our bar, and errors, stay."""
-    import datasets
-
-    shown = datasets.is_progress_bar_enabled()
     loggers = [logging.getLogger(f"trl.trainer.{name}_trainer") for name in ("dpo", "kto", "sft", "reward")]
     levels = [logger.level for logger in loggers]
-    datasets.disable_progress_bars()
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with quiet_datasets(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*gradient_checkpointing.*deprecated", FutureWarning)
             yield
     finally:
         for logger, level in zip(loggers, levels):
             logger.setLevel(level)
-        if shown:
-            datasets.enable_progress_bars()
+
+
+@contextmanager
+def same_config(model: Any) -> Iterator[None]:
+    """Put a model's configuration back on exit: trainers switch its cache off and name a padding token."""
+    names = ("use_cache", "pad_token_id", "_name_or_path")
+    before = {name: getattr(model.config, name) for name in names}
+    generation = copy.deepcopy(model.generation_config)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(model.config, name, value)
+        model.generation_config = generation
+
+
+@contextmanager
+def own_randomness() -> Iterator[None]:
+    """Put the random states of Python, NumPy and PyTorch back on exit: trainers seed them all."""
+    import torch
+
+    before = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
 
 
 def train(trainer: Any, job: Job, *, updates: int = 1) -> Curve:
@@ -119,6 +143,8 @@ def train(trainer: Any, job: Job, *, updates: int = 1) -> Curve:
     newest = _newest_checkpoint(job.work)
     with _watched(trainer, job, updates, newest):
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    # Of data that make no batch a trainer only warns.
+    assert trainer.state.global_step == trainer.args.max_steps, (trainer.state.global_step, trainer.args.max_steps)
     return _curve(trainer.state.log_history, updates)
 
 
