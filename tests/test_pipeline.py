@@ -177,7 +177,7 @@ def test_a_moved_run_opens_and_points_into_its_own_folder(whole: Run, copied: Pa
     assert opened.results["finetune"].path.is_relative_to(copied / "elsewhere")
     assert opened.results["finetune"].path.is_dir()
     assert opened.results["report"].path == copied / "elsewhere" / "report.html"
-    for name in ("gain", "reward_tuned", "kl_nats", "key"):
+    for name in ("gain", "behaviour_tuned", "kl_nats", "key"):
         one, two = (getattr(held.results["finetune"], name) for held in (opened, whole))
         assert fingerprint(one) == fingerprint(two)
 

@@ -59,6 +59,7 @@ SAME = tuple(Preference(f"film {row}", " great", " great ") for row in range(20)
         ({"prompts": "one long text " * 40}, "prompts is a list of texts; one text given."),
         ({"prompts": (text for text in TEXTS)}, "prompts is a list of texts; generator given."),
         ({"prompts": [*TEXTS, None]}, "prompts holds NoneType where a text is expected"),
+        ({"prompts": [None, *TEXTS], "flip": 2}, "prompts holds NoneType where a text is expected"),
         ({"seed": -1}, "seed must be at least 0; -1 given."),
         ({"seed": 2**32}, "seed must be at most 4294967295; 4294967296 given."),
         ({"steps": 2.5}, "steps must be a whole number; 2.5 given."),
@@ -222,10 +223,11 @@ def test_what_the_caller_draws_next_does_not_change(method: str, tmp_path: Path)
         np.random.seed(5)
         torch.manual_seed(5)
 
+    base = tiny_model(layers=1)  # this seeds too
     seeded()
     wanted = draw()
     seeded()
-    tuned(method, tmp_path)
+    tuned(method, tmp_path, base=base)
     assert draw() == wanted
 
 

@@ -112,7 +112,8 @@ def finetune(
         kl_target: nats per completion that the KL coefficient of ppo adapts to (Ziegler et al. 2019); None keeps it fixed.
         lora: rank of a LoRA adapter, or a PEFT `LoraConfig`; None trains every weight.
         reference: what KL is measured to in training, of the base's shape; None is an exact copy of the base.
-        heldout: prompts that are only measured on; of given preferences, at most so many test pairs.
+        heldout: prompts that are only measured on; of given preferences, at most so many test pairs. A short prompt may also
+            begin a training text: the result's `data` counts such ones, and they make no held-out pair.
         gradient_accumulation: parts that a batch is computed in, for memory.
         gradient_checkpointing: recompute activations in the backward pass, for memory.
         bf16: compute under bf16 autocast, weights in fp32; None does so on a CUDA device that has it.
@@ -141,13 +142,13 @@ def finetune(
     inputs = dict(locals())
     way = METHODS[method]
     pairs = _preferences(way, method, prompts, preferences, reward, flip, edits)
-    given, key = (None, {}) if pairs is not None else _reward(reward, flip, edits, prompts, seed)
-    if scope not in SCOPES:
-        raise LensError(f"scope must be 'completion' or 'text'; {scope!r} given.")
     if pairs is None:
         check_prompts(prompts, heldout)
     elif way.learns_from == "pairs":
         check_pairs(pairs)
+    given, key = (None, {}) if pairs is not None else _reward(reward, flip, edits, prompts, seed)
+    if scope not in SCOPES:
+        raise LensError(f"scope must be 'completion' or 'text'; {scope!r} given.")
     if output is not None:
         check_place(output, base, lora is not None)
     check_tracker(report_to, by_trl=method != "ppo")
