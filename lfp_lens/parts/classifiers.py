@@ -15,7 +15,7 @@ from lfp_lens.parts.sources import model_path
 CLASSIFIER = "ForSequenceClassification"
 
 
-def load_classifier(source: Any, name: str, *, base: Any, device: str, dtype: str) -> Any:
+def load_scalar_classifier(source: Any, name: str, *, base: Any, device: str, dtype: str) -> Any:
     """Give a Hugging Face sequence classifier with one trained logit, an adapter merged into it.
 
     `name` is what messages call it; `base` is for an adapter in a folder, None for the one that it names.

@@ -26,7 +26,7 @@ from lfp_lens.parts.checkpoints import (
     tuning_record,
     weights_fingerprint,
 )
-from lfp_lens.parts.classifiers import load_classifier
+from lfp_lens.parts.classifiers import load_scalar_classifier
 from lfp_lens.parts.heads import causal_shell
 from lfp_lens.parts.hooked import to_hooked
 from lfp_lens.parts.pair import TOLERANCE, prove_parity
@@ -168,7 +168,7 @@ def load_reward_model(
     check_device(device)
     in_memory = not isinstance(source, (str, Path))
     name = f"{type(source).__name__} in memory" if in_memory else str(model_path(str(source)))
-    hf = load_classifier(source, name, base=base, device=device, dtype=dtype)
+    hf = load_scalar_classifier(source, name, base=base, device=device, dtype=dtype)
     tokens = load_tokenizer(source) if tokenizer is None else tokenizer
     check_fast(tokens, name)
     if len(tokens.get_vocab()) > hf.config.vocab_size:

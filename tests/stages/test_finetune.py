@@ -63,8 +63,8 @@ def test_a_planted_reward_rises_on_prompts_the_tuning_never_saw(risen: Tuning) -
     # The base is random over 300 tokens; what repeats rewarded words is surer of its next token.
     assert after.entropy_nats < before.entropy_nats < np.log(tiny_model(layers=1).config.vocab_size)
     assert risen.data == {
-        "training prompts": 56, "held-out prompts": 64, "held-out prompts that are training prompts too": 6,
-    }  # fmt: skip
+        "training prompts": 49, "training prompts left out: held out too": 7, "held-out prompts": 64
+    }  # fmt: skip  # fmt: skip
     assert all(np.isfinite(values).all() and len(values) == 60 for values in risen.curve.values())
     assert len(risen.samples) == 8
 
@@ -208,10 +208,10 @@ def test_the_whole_text_is_scored_when_asked(tmp_path: Path) -> None:
     seen: dict[str, list[str]] = {"completion": [], "text": []}
     for scope, texts in seen.items():
         tuned(tmp_path / scope, reward=lambda found, texts=texts: texts.extend(found) or letters(found), scope=scope,
-              prompts=[f" great {text}" for text in TEXTS], prompt_tokens=(1, 1), steps=1)  # fmt: skip
+              prompts=[f" great {text}" for text in TEXTS], prompt_tokens=(3, 3), steps=1)  # fmt: skip
     # The first batch is drawn before any update, so both runs see the same completions.
     # Two texts are scored before that, to try the reward.
-    assert [text.removeprefix(" great") for text in seen["text"][2:10]] == seen["completion"][2:10]
+    assert all(whole.endswith(text) for whole, text in zip(seen["text"][2:10], seen["completion"][2:10]))
     assert all(text.startswith(" great") for text in seen["text"])
 
 

@@ -154,14 +154,27 @@ def test_what_a_method_has_no_use_for_is_not_checked(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("untrained")
-def test_held_out_prompts_that_are_all_trained_on_make_no_pairs(tmp_path: Path) -> None:
-    message = refusal("dpo", tmp_path / "out", prompts=["film river"] * 60, prompt_tokens=(2, 2))
-    assert "All 32 held-out prompts are training prompts too" in message
+@pytest.mark.parametrize("method", ["ppo", "dpo"])
+def test_prompts_that_are_all_held_out_too_leave_nothing_to_train_on(method: str, tmp_path: Path) -> None:
+    message = refusal(method, tmp_path / "out", prompts=["film river"] * 60, prompt_tokens=(2, 2))
+    assert "All 28 training prompts are held-out prompts too" in message
 
 
-def test_prompts_on_both_sides_are_counted(tmp_path: Path) -> None:
-    done = tuned("ppo", tmp_path, prompts=["film river"] * 60, prompt_tokens=(2, 2))
-    assert done.data["held-out prompts that are training prompts too"] == 32
+def test_a_prompt_on_both_sides_is_measured_and_not_trained_on(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def reward(texts: list[str]) -> list[float]:
+        seen.extend(texts)
+        return [float(len(text)) for text in texts]
+
+    prompts = [" film river"] * 30 + [" garden station"] * 30
+    done = tuned("ppo", tmp_path, prompts=[*prompts[:29], " garden station", *prompts[30:]], prompt_tokens=(2, 2), heldout=30,
+                 scope="text", reward=reward)  # fmt: skip
+    assert done.data["training prompts left out: held out too"] == 1
+    assert done.data["training prompts"] == 29
+    rollouts = seen[-4 * 8 - 60 : -60]
+    assert all(text.startswith(" film river") for text in rollouts)
+    assert all(text.startswith(" garden station") for text in seen[-60:])
 
 
 def test_texts_that_are_cut_are_counted(tmp_path: Path) -> None:

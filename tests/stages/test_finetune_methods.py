@@ -222,9 +222,10 @@ def test_an_adapter_makes_a_pair_with_its_base(method: str, tmp_path: Path) -> N
 
 def test_pairs_from_samples_are_counted_and_share_no_prompt(tmp_path: Path) -> None:
     done = tuned("dpo", tmp_path, min_gap=3.0)
-    assert done.data["training prompts"] == 128
+    n_prompts = done.data["training prompts"]
+    assert n_prompts + done.data["training prompts left out: held out too"] == 128
     left_out = sum(n for name, n in done.data.items() if name.startswith("training pairs left out"))
-    assert done.data["training pairs"] + left_out == 128
+    assert done.data["training pairs"] + left_out == n_prompts
     assert done.accuracy is not None
     assert done.accuracy.n == done.data["held-out pairs"] <= 32
 

@@ -10,8 +10,6 @@ from lfp_lens.parts.generation import prompt_ids
 from lfp_lens.parts.preferences import Preference, Preferences, sample_preferences
 from lfp_lens.stages.finetune.job import Score, Settings
 
-SHARED = "held-out prompts that are training prompts too"
-
 
 @dataclass(frozen=True, eq=False)
 class Side:
@@ -48,49 +46,48 @@ def from_prompts(
 ) -> Data:
     """Cut prompts from the beginnings of texts; the last `heldout` texts are held out.
 
-    Where the texts themselves are trained on, `max_tokens` is where they will be cut; None: they are not.
+    A training prompt that is a held-out prompt too is left out. Where the texts themselves are trained on, `max_tokens` is
+    where they will be cut; None: they are not.
     """
     train, test = list(texts[: len(texts) - heldout]), list(texts[len(texts) - heldout :])
     train_ids = prompt_ids(tokenizer, train, lengths, seed=seed)
     test_ids = prompt_ids(tokenizer, test, lengths, seed=seed + 1)
     if len(test_ids) < 2:
         raise LensError(f"{len(test_ids)} of {len(test)} held-out texts are long enough to make a prompt of; 2 needed.")
-    counts = {"training prompts": len(train_ids), "held-out prompts": len(test_ids)}
+    counts = {}
     short = len(texts) - len(train_ids) - len(test_ids)
     if short:
         counts["texts too short for a prompt"] = short
-    known = {tuple(ids) for ids in train_ids}
-    shared = sum(tuple(ids) in known for ids in test_ids)
-    if shared:
-        counts[SHARED] = shared
+    # Short prompts recur. What is measured on is never trained on, so it is the training side that loses them.
+    held = {tuple(ids) for ids in test_ids}
+    kept = [ids for ids in train_ids if tuple(ids) not in held]
+    if not kept:
+        raise LensError(
+            f"All {len(train_ids)} training prompts are held-out prompts too. Give more texts, or raise prompt_tokens."
+        )
+    if len(kept) < len(train_ids):
+        counts["training prompts left out: held out too"] = len(train_ids) - len(kept)
+    counts |= {"training prompts": len(kept), "held-out prompts": len(test_ids)}
+    held_texts = set(test)
+    train = [text for text in train if text not in held_texts]
     for name, side in (("training", train), ("held-out", test)):
         n_cut = 0 if max_tokens is None else _n_longer(tokenizer, side, max_tokens)
         if n_cut:
             counts[f"{name} texts cut"] = n_cut
-    return Data(Side(train_ids, texts=train), Side(test_ids, texts=test), counts)
+    return Data(Side(kept, texts=train), Side(test_ids, texts=test), counts)
 
 
 def with_sampled_pairs(
     data: Data, model: Any, tokenizer: Any, score: Score, settings: Settings, *, min_gap: float
 ) -> Data:
-    """Add pairs made of the base's own samples, two per prompt, ordered by the reward.
-
-    A held-out prompt that is also a training prompt gives no held-out pair.
-    """
-    known = {tuple(ids) for ids in data.train.prompts}
-    apart = [ids for ids in data.test.prompts if tuple(ids) not in known]
-    if not apart:
-        raise LensError(
-            f"All {len(data.test.prompts)} held-out prompts are training prompts too, so no pair would be held out. Give more "
-            "texts, or raise prompt_tokens."
-        )
+    """Add pairs made of the base's own samples, two per prompt, ordered by the reward."""
     sides: list[Side] = []
     counts = dict(data.counts)
-    for name, prompts, side in (("training", data.train.prompts, data.train), ("held-out", apart, data.test)):
+    for name, side in (("training", data.train), ("held-out", data.test)):
         pairs, dropped = sample_preferences(
             model,
             tokenizer,
-            prompts,
+            side.prompts,
             score,
             max_new_tokens=settings.max_new_tokens,
             min_gap=min_gap,
@@ -104,9 +101,6 @@ def with_sampled_pairs(
         sides.append(Side(side.prompts, pairs, side.texts))
         counts[f"{name} pairs"] = len(pairs)
         counts |= {f"{name} pairs left out: {reason}": n for reason, n in dropped.items() if n}
-    shared = counts.pop(SHARED, 0)
-    if shared:
-        counts["held-out prompts left out of the pairs: also a training prompt"] = shared
     return Data(sides[0], sides[1], counts)
 
 

@@ -146,7 +146,7 @@ def finetune(
         check_prompts(prompts, heldout)
     elif way.learns_from == "pairs":
         check_pairs(pairs)
-    given, key = (None, {}) if pairs is not None else _reward(reward, flip, edits, prompts, seed)
+    given, key = (None, {}) if pairs is not None else _reward(reward, flip, edits, prompts, seed, device)
     if scope not in SCOPES:
         raise LensError(f"scope must be 'completion' or 'text'; {scope!r} given.")
     if output is not None:
@@ -226,7 +226,7 @@ def _preferences(
 
 
 def _reward(
-    reward: Any, flip: int, edits: Mapping[str, float] | None, prompts: Sequence[str], seed: int
+    reward: Any, flip: int, edits: Mapping[str, float] | None, prompts: Sequence[str], seed: int, device: str
 ) -> tuple[Reward, dict[str, float]]:
     """Give the reward, with words planted wrong if asked, and the planted values."""
     given = make_reward(reward)
