@@ -14,6 +14,12 @@ from lfp_lens.doctor.shapes import Shape, shape_of
 if TYPE_CHECKING:
     from lfp_lens.config import RunConfig
 
+LIGHTER = {
+    "finetune": "Lower finetune.batch_size, or set its gradient_accumulation, gradient_checkpointing or lora",
+    "train_sae": "Lower train_sae.sizes or sites, or take one of its sides",
+}
+"""Verb -> what to do where it does not fit into memory."""
+
 
 def estimate(config: "str | Path | RunConfig", *, at: Prices | None = None) -> list[Finding]:
     """Estimate what `finetune`, `train_sae` and `explain` of a config cost on this machine; takes some seconds.
@@ -51,7 +57,7 @@ def _rows(verb: str, cost: Cost, config: "RunConfig") -> Iterator[Finding]:
     there, where = _memory(config.device)
     fits = there is None or cost.memory <= there
     has = "" if there is None else f" of {size(there)} {where}"
-    fix = "" if fits else ". Lower batch_size, or set gradient_accumulation, gradient_checkpointing or lora"
+    fix = "" if fits else f". {LIGHTER[verb]}"
     yield Finding(
         f"{verb}: memory", "ok" if fits else "warn", f"about {size(cost.memory)}{has}: {cost.memory_text}{fix}"
     )
