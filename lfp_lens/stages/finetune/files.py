@@ -9,6 +9,7 @@ from typing import Any
 
 from lfp_lens.core.errors import LensError
 from lfp_lens.core.fingerprint import fingerprint
+from lfp_lens.core.store import code_fingerprint
 from lfp_lens.core.work import is_one_of_many
 from lfp_lens.parts.adapters import save_adapter
 from lfp_lens.parts.checkpoints import TUNING_FILE
@@ -20,9 +21,13 @@ TRACKER_FOLDERS = ("runs", "lfp_lens")
 
 
 def own_folder(inputs: Mapping[str, Any]) -> Path:
-    """Give a place in the user's cache folder: the same for the same inputs, a new one where a reward has no stable content."""
+    """Give a place in the user's cache folder, the same for the same inputs and code.
+
+    It is a new one where a reward has no stable content to tell.
+    """
+    given = {name: value for name, value in inputs.items() if name != "store"}
     try:
-        return cache_folder() / f"finetune-{fingerprint({name: inputs[name] for name in inputs if name != 'store'})}"
+        return cache_folder() / f"finetune-{fingerprint({'code': code_fingerprint('finetune'), 'inputs': given})}"
     except LensError:
         if is_one_of_many():
             raise  # the processes could not agree on a folder
