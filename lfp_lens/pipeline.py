@@ -8,8 +8,8 @@ need it; the rest goes on, and the page shows both.
 import dataclasses
 import os
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,13 +75,15 @@ def run(
 
     >>> run(load_config("tiny")).results["probe"].wrong()  # doctest: +SKIP
     """
+    from lfp_lens.parts.speed import without_bars
+
     if until is not None and until not in VERBS:
         raise unknown("verb", until, VERBS)
     _check_names(config, _wanted(until))
     home = _home(Path(store) / config.name, config)
     done = Run(config.name, home)
     work = _Work(config, done)
-    with warnings.catch_warnings(), _without_bars() if quiet else nullcontext():
+    with warnings.catch_warnings(), without_bars() if quiet else nullcontext():
         # TransformerLens announces its own future on every construction; users can do nothing about it.
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"transformer_lens|sae_lens")
         for verb in _wanted(until):
@@ -117,7 +119,7 @@ def _check_names(config: RunConfig, wanted: tuple[str, ...]) -> None:
     from lfp_lens.parts.rewards import make_reward
     from lfp_lens.parts.sites import layer_of
 
-    if "finetune" in wanted and config.tuned is None:
+    if "finetune" in wanted and config.tuned is None and config.finetune.preferences is None:
         make_reward(config.finetune.reward)
     if "ablate" in wanted and config.ablate.reward is not None:
         make_reward(config.ablate.reward)
@@ -137,23 +139,6 @@ def _home(folder: Path, config: RunConfig) -> Store:
             home.forget(verb)
     home.write_text(CONFIG_FILE, text)
     return home
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    """Draw no progress bar while inside. tqdm reads its environment variable once, when it is imported: too early."""
-    from tqdm import tqdm
-
-    original = tqdm.__init__
-
-    def silent(self: Any, *given: Any, **named: Any) -> None:
-        original(self, *given, **(named | {"disable": True}))
-
-    tqdm.__init__ = silent
-    try:
-        yield
-    finally:
-        tqdm.__init__ = original
 
 
 def _wanted(until: str | None) -> tuple[str, ...]:

@@ -417,3 +417,12 @@ def test_killed_in_the_middle_of_a_stage_the_same_command_goes_on_after_the_fini
     assert not list(home.glob(".train_sae-*"))
     assert {verb: (home / verb / "meta.json").read_text() for verb in before} == before
     assert np.isfinite(done.results["train_sae"].saes[0].explained_variance)
+
+
+def test_a_reward_that_preferences_leave_unused_is_not_made() -> None:
+    from lfp_lens.pipeline import _check_names
+
+    unused = {"finetune__flip": 0, "finetune__method": "dpo", "finetune__reward": "classifier:/nowhere@1"}
+    with pytest.raises(LensError, match="/nowhere"):
+        _check_names(small(**unused), ("finetune",))
+    _check_names(small(**unused, finetune__preferences="hh"), ("finetune",))

@@ -51,3 +51,20 @@ def quiet_transformers() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Draw no progress bar while inside. tqdm reads its environment variable once, when it is imported: too early."""
+    from tqdm import tqdm
+
+    original = tqdm.__init__
+
+    def silent(self: Any, *given: Any, **named: Any) -> None:
+        original(self, *given, **(named | {"disable": True}))
+
+    tqdm.__init__ = silent
+    try:
+        yield
+    finally:
+        tqdm.__init__ = original
