@@ -5,6 +5,8 @@ copy a model before you change it.
 """
 
 import copy
+import dataclasses
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -13,7 +15,7 @@ import torch
 
 from lfp_lens.parts.pair import Pair, load_pair
 from lfp_lens.parts.sites import activations_at
-from lfp_lens.results.train_sae import SAERecord, SAESet, SAEWeights
+from lfp_lens.results.train_sae import Floor, Match, SAERecord, SAESet, SAEWeights
 
 POSITIVE = ("wonderful", "great", "love", "happy", "excellent", "delight")
 NEGATIVE = ("terrible", "awful", "hate", "sad", "horrible", "dreadful")
@@ -130,14 +132,43 @@ def word_saes(
         pair: a `tiny_pair()` of architecture `neox`.
         words: some of WORDS.
         silent: how many features never fire.
-        cosines: `mmcs` of each feature; None matches the silent ones best, then the words in order.
+        cosines: how well a larger SAE (which is not in the set) found each feature again; None matches the silent
+            ones best, then the words in order.
     """
     site, n = "blocks.0.hook_mlp_out", len(words) + silent
     given = np.linspace(0.8, 0.5, len(words)).tolist() + [0.9] * silent if cosines is None else cosines
     records = tuple(_word_sae(pair, side, site, words, silent) for side in ("base", "tuned"))
-    mmcs = {f"{side} {site}": np.array(given) for side in ("base", "tuned")}
     assert len(given) == n, (len(given), n)
-    return SAESet(records, pair.fingerprint, mmcs, dict.fromkeys(mmcs, 0.3), {})
+    return SAESet(records, pair.fingerprint, tuple(match_of(sae, given) for sae in records), {})
+
+
+def match_of(left: SAERecord, cosines: Sequence[float], relation: str = "sizes") -> Match:
+    """Give a match of this SAE with one of twice its features, in which feature i has this cosine with feature i."""
+    n = len(cosines)
+    found, index = np.array([*cosines, *[0.1] * n]), np.arange(n)
+    partner = np.array([*index, *[-1] * n])
+    return Match(
+        relation=relation, left=left.name, right=dataclasses.replace(left, size=2 * left.size).name,
+        left_largest=found[:n], right_largest=found, left_nearest=index, right_nearest=np.array([*index, *index]),
+        left_assigned=found[:n], right_assigned=np.where(partner < 0, np.nan, found), left_partner=index,
+        right_partner=partner, left_null=0.3, right_null=0.3, null_assigned=0.25, left_null_99=0.5, right_null_99=0.5,
+    )  # fmt: skip
+
+
+def sae_record(weights: SAEWeights, side: str, site: str, **changes: Any) -> SAERecord:
+    """Give a record of hand-made weights that passes every gate, unless `changes` say otherwise."""
+    n_features, width = weights.tensors["W_dec"].shape
+    firing_rate = np.full(n_features, 0.05)
+    untrained = Floor("untrained", 0.1, 0.2, 0.2, 1.0, 0.0, 0.1, n_features, weights, firing_rate)
+    given: dict[str, Any] = {
+        "side": side, "site": site, "size": n_features / width, "architecture": "standard", "seed": 0, "l1": 2.0, "k": None,
+        "lr": 1e-3, "weights": weights, "explained_variance": 0.9, "explained_variance_low": 0.88,
+        "explained_variance_high": 0.92, "kl_recovered": 0.95, "kl_recovered_low": 0.93, "kl_recovered_high": 0.97,
+        "ce_recovered": 0.9, "l0": 1.0, "dead_share": 0.1, "shrinkage": 0.05, "mse": 0.01, "firing_rate": firing_rate,
+        "n_train_tokens": 1000, "n_heldout_tokens": 1000, "n_spliced_tokens": 500, "floors": {"untrained": untrained},
+        "stability": None, "crosscoder": None,
+    }  # fmt: skip
+    return SAERecord(**(given | changes))
 
 
 def _word_sae(pair: Pair, side: str, site: str, words: tuple[str, ...], silent: int) -> SAERecord:
@@ -164,10 +195,6 @@ def _word_sae(pair: Pair, side: str, site: str, words: tuple[str, ...], silent: 
         "apply_b_dec_to_input": False, "normalize_activations": "none", "reshape_activations": "none",
         "metadata": {"hook_name": site, "model_name": "tiny", "prepend_bos": True},
     }  # fmt: skip
-    return SAERecord(
-        side=side, site=site, size=1.0, architecture="standard", seed=0,
-        weights=SAEWeights(config, {name: tensor.contiguous().numpy() for name, tensor in tensors.items()}),
-        explained_variance=0.9, untrained_explained_variance=0.1, kl_recovered=0.95, ce_recovered=0.9, l0=1.0,
-        dead_share=0.1, mse=0.01, firing_rate=np.array([1 / len(WORDS)] * len(words) + [0.0] * silent),
-        n_train_tokens=1000, n_heldout_tokens=1000,
-    )  # fmt: skip
+    weights = SAEWeights(config, {name: tensor.contiguous().numpy() for name, tensor in tensors.items()})
+    firing_rate = np.array([1 / len(WORDS)] * len(words) + [0.0] * silent)
+    return sae_record(weights, side, site, size=1.0, firing_rate=firing_rate)

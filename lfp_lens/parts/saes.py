@@ -1,5 +1,7 @@
-"""SAE architectures by name, and the two ways between our records and SAELens' modules."""
+"""SAE architectures by name, and the ways between our records and SAELens' modules."""
 
+import inspect
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +14,14 @@ from lfp_lens.core.registry import Registry
 from lfp_lens.results.train_sae import SAERecord, SAEWeights
 
 ARCHITECTURES: Registry[Callable[..., Any]] = Registry("SAE architecture")
-"""Name -> function of (d_in, d_sae, l1, k, steps) giving a SAELens training SAE."""
+"""Name -> function of (d_in, d_sae, steps), and of l1 or k where the architecture has one, giving a SAELens training SAE."""
+
+SCALED = {"normalize_activations": "expected_average_only_in"}
+"""Inputs come with norm sqrt(D) on average, as SAELens' runner gives them; the scale is folded into the weights later."""
+UNIT_LENGTH = 1e-3
+"""How far a row may be from length 1 to count as of unit length: half precision keeps it within that."""
+SAME_AS = 1e-5
+"""Largest difference between matrices, or thresholds relative to their size, that count as one."""
 
 
 def quiet_sae_lens() -> Any:
@@ -24,86 +33,239 @@ def quiet_sae_lens() -> Any:
 
 
 @ARCHITECTURES.add("standard")
-def _standard(d_in: int, d_sae: int, l1: float | None, k: int | None, steps: int) -> Any:
+def _standard(d_in: int, d_sae: int, steps: int, l1: float | None = None) -> Any:
     lens = quiet_sae_lens()
     config = lens.StandardTrainingSAEConfig(
-        d_in=d_in, d_sae=d_sae, l1_coefficient=2.0 if l1 is None else l1, l1_warm_up_steps=steps // 10,
-        normalize_activations="expected_average_only_in",
-    )  # fmt: skip
+        d_in=d_in, d_sae=d_sae, l1_coefficient=2.0 if l1 is None else l1, l1_warm_up_steps=steps // 10, **SCALED
+    )
     return lens.StandardTrainingSAE(config)
 
 
-def _default_k(d_in: int, d_sae: int) -> int:
-    """Give an eighth of the width, the sparsity of the other architectures' defaults, as far as there are features."""
-    return min(d_sae, max(1, d_in // 8))
-
-
-@ARCHITECTURES.add("topk")
-def _topk(d_in: int, d_sae: int, l1: float | None, k: int | None, steps: int) -> Any:
-    lens = quiet_sae_lens()
-    config = lens.TopKTrainingSAEConfig(
-        d_in=d_in, d_sae=d_sae, k=k or _default_k(d_in, d_sae), normalize_activations="expected_average_only_in"
-    )
-    return lens.TopKTrainingSAE(config)
-
-
-@ARCHITECTURES.add("batchtopk")
-def _batchtopk(d_in: int, d_sae: int, l1: float | None, k: int | None, steps: int) -> Any:
-    lens = quiet_sae_lens()
-    config = lens.BatchTopKTrainingSAEConfig(
-        d_in=d_in, d_sae=d_sae, k=k or _default_k(d_in, d_sae), normalize_activations="expected_average_only_in"
-    )
-    return lens.BatchTopKTrainingSAE(config)
-
-
-@ARCHITECTURES.add("jumprelu")
-def _jumprelu(d_in: int, d_sae: int, l1: float | None, k: int | None, steps: int) -> Any:
-    lens = quiet_sae_lens()
-    config = lens.JumpReLUTrainingSAEConfig(
-        d_in=d_in, d_sae=d_sae, l0_warm_up_steps=steps // 10, normalize_activations="expected_average_only_in"
-    )
-    return lens.JumpReLUTrainingSAE(config)
-
-
-@ARCHITECTURES.add("gated")
-def _gated(d_in: int, d_sae: int, l1: float | None, k: int | None, steps: int) -> Any:
-    lens = quiet_sae_lens()
-    config = lens.GatedTrainingSAEConfig(
-        d_in=d_in, d_sae=d_sae, l1_coefficient=2.0 if l1 is None else l1, l1_warm_up_steps=steps // 10,
-        normalize_activations="expected_average_only_in",
-    )  # fmt: skip
-    return lens.GatedTrainingSAE(config)
-
-
 @ARCHITECTURES.add("tied")
-def _tied(d_in: int, d_sae: int, l1: float | None, k: int | None, steps: int) -> Any:
+def _tied(d_in: int, d_sae: int, steps: int, l1: float | None = None) -> Any:
     from lfp_lens.parts.tied_sae import TiedTrainingSAE, TiedTrainingSAEConfig
 
     return TiedTrainingSAE(TiedTrainingSAEConfig(d_in=d_in, d_sae=d_sae, l1_coefficient=0.001 if l1 is None else l1))
 
 
-def new_sae(
-    architecture: str, *, d_in: int, size: float, l1: float | None, k: int | None, steps: int, seed: int
-) -> Any:
-    """Make an untrained SAELens training SAE; the same seed gives the same weights."""
-    d_sae = round(d_in * size)
+@ARCHITECTURES.add("topk")
+def _topk(d_in: int, d_sae: int, steps: int, k: int | None = None) -> Any:
+    lens = quiet_sae_lens()
+    config = lens.TopKTrainingSAEConfig(d_in=d_in, d_sae=d_sae, k=k or default_k(d_in, d_sae), **SCALED)
+    return lens.TopKTrainingSAE(config)
+
+
+@ARCHITECTURES.add("batchtopk")
+def _batchtopk(d_in: int, d_sae: int, steps: int, k: int | None = None) -> Any:
+    lens = quiet_sae_lens()
+    config = lens.BatchTopKTrainingSAEConfig(
+        d_in=d_in, d_sae=d_sae, k=k or default_k(d_in, d_sae), topk_threshold_lr=_threshold_lr(steps), **SCALED
+    )
+    return lens.BatchTopKTrainingSAE(config)
+
+
+@ARCHITECTURES.add("matryoshka")
+def _matryoshka(d_in: int, d_sae: int, steps: int, k: int | None = None) -> Any:
+    lens = quiet_sae_lens()
+    widths = sorted({width for width in (d_sae // 8, d_sae // 4, d_sae // 2, d_sae) if width})
+    config = lens.MatryoshkaBatchTopKTrainingSAEConfig(
+        d_in=d_in, d_sae=d_sae, k=k or default_k(d_in, d_sae), topk_threshold_lr=_threshold_lr(steps),
+        matryoshka_widths=widths, **SCALED,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        # A dictionary of one feature has one level only, which SAELens thinks a mistake.
+        warnings.simplefilter("ignore")
+        return lens.MatryoshkaBatchTopKTrainingSAE(config)
+
+
+@ARCHITECTURES.add("jumprelu")
+def _jumprelu(d_in: int, d_sae: int, steps: int) -> Any:
+    lens = quiet_sae_lens()
+    # SAELens' defaults move thresholds by the few values within 0.05 of them, and not the encoder: at 200,000 tokens
+    # two thirds of all features are still active. So wide, and with the encoder's gradient, a tenth to a fifth are.
+    config = lens.JumpReLUTrainingSAEConfig(
+        d_in=d_in, d_sae=d_sae, l0_coefficient=0.6, l0_warm_up_steps=steps // 10, jumprelu_bandwidth=1.0,
+        jumprelu_init_threshold=0.1, jumprelu_ste_to_input=True, **SCALED,
+    )  # fmt: skip
+    return lens.JumpReLUTrainingSAE(config)
+
+
+@ARCHITECTURES.add("gated")
+def _gated(d_in: int, d_sae: int, steps: int, l1: float | None = None) -> Any:
+    lens = quiet_sae_lens()
+    config = lens.GatedTrainingSAEConfig(
+        d_in=d_in, d_sae=d_sae, l1_coefficient=2.0 if l1 is None else l1, l1_warm_up_steps=steps // 10, **SCALED
+    )
+    return lens.GatedTrainingSAE(config)
+
+
+def default_k(width: int, d_sae: int) -> int:
+    """Give an eighth of the width, the sparsity of the other architectures' defaults, as far as there are features."""
+    return min(d_sae, max(1, width // 8))
+
+
+def _threshold_lr(steps: int) -> float:
+    """Give the rate of the running mean of thresholds, which begins at 0 and must have forgotten it by the last step."""
+    return min(1.0, max(0.01, 10 / max(1, steps)))
+
+
+def takes(architecture: str, setting: str) -> bool:
+    """Tell whether an architecture has this setting, `l1` or `k`; raises `LensError` for an unknown architecture.
+
+    >>> takes("topk", "k"), takes("topk", "l1"), takes("jumprelu", "k")
+    (True, False, False)
+    """
+    return setting in inspect.signature(ARCHITECTURES[architecture]).parameters
+
+
+def new_sae(architecture: str, *, d_in: int, d_sae: int, l1: float | None, k: int | None, steps: int, seed: int) -> Any:
+    """Make an untrained SAELens training SAE; the same seed gives the same weights.
+
+    Args:
+        architecture: a name in `ARCHITECTURES`.
+        d_in: width of the site.
+        d_sae: features.
+        l1: weight of the L1 norm, for the architectures that have one; None takes the architecture's own.
+        k: features active per token, likewise; None takes `default_k`.
+        steps: how long it will be trained: penalties warm up over a tenth of them.
+        seed: of its weights.
+
+    Raises:
+        LensError: for an unknown architecture, no features, or a setting that cannot be or that the architecture lacks.
+    """
     if d_sae < 1:
-        raise LensError(f"An SAE of size {size} on {d_in} dimensions has no features.")
+        raise LensError(
+            f"An SAE needs at least one feature; {d_sae} given for {d_in} dimensions. Choose a larger size."
+        )
+    given = {name: value for name, value in (("l1", l1), ("k", k)) if value is not None}
+    for name, value in given.items():
+        if not takes(architecture, name):
+            takers = ", ".join(other for other in ARCHITECTURES if takes(other, name))
+            raise LensError(f"A {architecture} SAE has no {name}; {name}={value} given. Leave it out, or use {takers}.")
+    if l1 is not None and not (math.isfinite(l1) and l1 >= 0):
+        raise LensError(f"l1 must be a finite number, 0 or above; {l1} given.")
     if k is not None and not 1 <= k <= d_sae:
         raise LensError(f"k={k} features cannot be active at once in an SAE of {d_sae}.")
     make = ARCHITECTURES[architecture]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return make(d_in, d_sae, l1, k, steps)
+        return make(d_in, d_sae, steps, **given)
 
 
-def export(sae: Any, *, site: str, model_name: str) -> SAEWeights:
-    """Give a training SAE as the inference dictionary that SAELens itself would save."""
+def export(
+    sae: Any, *, site: str, model_name: str, fingerprint: str | None = None, side: str | None = None
+) -> SAEWeights:
+    """Give a training SAE as the inference dictionary that SAELens itself would save.
+
+    `fingerprint` (of the checkpoint or pair whose activations it was trained on) and `side` are written into the
+    metadata as `lfp_model` and `lfp_side`, where `check_owner` finds them; SAELens keeps and ignores them.
+    """
     state = {name: tensor.detach().clone() for name, tensor in sae.state_dict().items()}
     sae.process_state_dict_for_saving_inference(state)
     settings = sae.cfg.get_inference_sae_cfg_dict() | {"dtype": "float32", "device": "cpu"}
+    owner = {"lfp_model": fingerprint, "lfp_side": side}
     settings["metadata"] |= {"hook_name": site, "model_name": model_name, "prepend_bos": True}
+    settings["metadata"] |= {name: value for name, value in owner.items() if value is not None}
     return SAEWeights(settings, {name: tensor.float().cpu().contiguous().numpy() for name, tensor in state.items()})
+
+
+def start_from(sae: Any, weights: SAEWeights, scale: float | None) -> None:
+    """Put a finished dictionary into a fresh training SAE, so that training goes on from there.
+
+    The inverse of `export` after SAELens' `fold_activation_norm_scaling_factor(scale)`: training inputs are
+    activations times `scale`, while a finished dictionary takes activations as they come.
+
+    Args:
+        sae: from `new_sae`; changed in place. Its l1 or k and its schedules stay its own.
+        weights: a dictionary of the same shape that this architecture would export: for `tied`, one whose encoder is
+            its decoder's transpose with rows of unit length; for `batchtopk` and `matryoshka`, one with one threshold.
+        scale: what the training inputs will be multiplied by; None for an architecture without scale, as `tied`.
+
+    Raises:
+        LensError: if the architecture cannot hold exactly this dictionary, or another width, number of features or k.
+    """
+    kind = sae.cfg.architecture()
+    assert scale is None or (kind != "tied" and 0 < scale < math.inf), (kind, scale)
+    _check_start(sae, weights)
+    tensors = {name: torch.from_numpy(np.array(tensor, np.float32)) for name, tensor in weights.tensors.items()}
+    _move_input_bias(tensors, weights.config.get("apply_b_dec_to_input", True), sae.cfg.apply_b_dec_to_input)
+    if kind == "tied":
+        _tie(tensors)
+    elif kind in ("topk", "batchtopk", "matryoshka_batchtopk"):
+        _unfold_unit_rows(tensors, scale or 1.0, weights)
+    else:
+        _unfold(tensors, scale or 1.0)
+    sae.load_state_dict(tensors)
+
+
+def _check_start(sae: Any, weights: SAEWeights) -> None:
+    config, made = weights.config, sae.cfg
+    shape = (config["d_in"], config["d_sae"]) == (made.d_in, made.d_sae)
+    exported_as = made.get_inference_config_class().architecture()
+    if not shape or config["architecture"] != exported_as:
+        raise LensError(
+            f"A {made.architecture()} SAE of {made.d_sae} features on {made.d_in} dimensions cannot start from a "
+            f"{config['architecture']} SAE of {config['d_sae']} features on {config['d_in']} dimensions: give one of "
+            f"the same shape with architecture {exported_as}, or train another architecture or size."
+        )
+    scaled = config.get("normalize_activations", "none")
+    if scaled != "none":
+        raise LensError(f"An SAE whose inputs are normalised ({scaled}) cannot be a start: fold that into its weights.")
+    if exported_as == "topk" and config["k"] != made.k:
+        raise LensError(f"The SAE to start from has k={config['k']}; k={made.k} given. Give k={config['k']}.")
+
+
+def _move_input_bias(tensors: dict[str, torch.Tensor], given: bool, wanted: bool) -> None:
+    """Let the encoder's bias carry the decoder bias that is or is not subtracted from the input."""
+    if given == wanted:
+        return
+    shift_F = (wanted - given) * (tensors["b_dec"] @ tensors["W_enc"])
+    if "b_mag" in tensors:
+        tensors["b_gate"] += shift_F
+        tensors["b_mag"] += shift_F * tensors["r_mag"].exp()
+    else:
+        tensors["b_enc"] += shift_F
+
+
+def _unfold(tensors: dict[str, torch.Tensor], scale: float) -> None:
+    tensors["W_enc"] /= scale
+    tensors["W_dec"] *= scale
+    tensors["b_dec"] *= scale
+
+
+def _tie(tensors: dict[str, torch.Tensor]) -> None:
+    encoder, rows = tensors.pop("W_enc").T, tensors.pop("W_dec")
+    apart, lengths = float((encoder - rows).abs().max()), rows.norm(dim=-1)
+    if apart > SAME_AS or float((lengths - 1).abs().max()) > SAME_AS:
+        raise LensError(
+            f"A tied SAE can only start from one whose encoder is its decoder's transpose, with rows of length 1; they "
+            f"differ by up to {apart:.2g} and lengths go from {lengths.min():.3g} to {lengths.max():.3g}. Use standard."
+        )
+    tensors["W"] = rows
+
+
+def _unfold_unit_rows(tensors: dict[str, torch.Tensor], scale: float, weights: SAEWeights) -> None:
+    """Unfold where a feature's value is counted in units of its decoder row, so that the rows' length is free: 1."""
+    lengths_F = tensors["W_dec"].norm(dim=-1)
+    counted = weights.config["architecture"] == "jumprelu" or weights.config["rescale_acts_by_decoder_norm"]
+    if not counted and float((lengths_F - 1).abs().max()) > UNIT_LENGTH:
+        raise LensError(
+            f"This topk SAE has decoder rows of lengths {lengths_F.min():.3g} to {lengths_F.max():.3g} and picks its "
+            "largest features without them; ours picks with them. Start from one with rows of length 1."
+        )
+    tensors["W_enc"] *= lengths_F
+    tensors["b_enc"] *= scale * lengths_F
+    tensors["W_dec"] /= lengths_F[:, None]
+    tensors["b_dec"] *= scale
+    if "threshold" in tensors:
+        threshold_F = tensors.pop("threshold").double() * lengths_F
+        lowest, highest = float(threshold_F.min()), float(threshold_F.max())
+        if highest - lowest > SAME_AS * max(abs(lowest), abs(highest)):
+            raise LensError(
+                f"An SAE with a threshold for each feature ({lowest:.3g} to {highest:.3g}, in units of decoder rows) "
+                "cannot start a batch top-k SAE, which has one for all. Train jumprelu."
+            )
+        tensors["topk_threshold"] = threshold_F[0] * scale
 
 
 def load_sae(record: SAERecord, *, device: torch.device | str = "cpu") -> Any:

@@ -133,6 +133,23 @@ def activations_at(
 
         return edit
 
-    with torch.no_grad(), editing(model, {site: keep(site) for site in sites}), suppress(_Stop):
+    hooks = editing(model, {site: keep(site) for site in sites})
+    with torch.no_grad(), hooks, _without_idle_attention(model, deepest), suppress(_Stop):
         trunk(model)(input_ids=ids_BS, attention_mask=mask_BS, use_cache=False)
     return {site: found[site] for site in sites}
+
+
+@contextmanager
+def _without_idle_attention(model: Any, deepest: str) -> Iterator[None]:
+    """Skip the attention of the deepest site's block while inside, where its MLP does not read it (parallel residual)."""
+    is_parallel = model.config.model_type == "gpt_neox" and model.config.use_parallel_residual
+    if not is_parallel or not deepest.endswith("hook_mlp_out"):
+        yield
+        return
+    attention = blocks(model)[layer_of(deepest)].attention
+    # What it gives is not read any more: the pass stops inside this block.
+    attention.forward = lambda hidden_states, *args, **options: (hidden_states, None)
+    try:
+        yield
+    finally:
+        del attention.forward

@@ -21,3 +21,24 @@ def noise_twin(base: Any, tuned: Any, *, seed: int) -> Any:
             distance = (moved[name].float() - weight.float()).norm()
             weight.add_((noise.float() * distance / noise.float().norm().clamp(min=1e-12)).to(weight.dtype))
     return twin
+
+
+def random_model(base: Any, *, seed: int) -> Any:
+    """Give a model of the same shape that learned nothing: every tensor drawn anew, with its own mean and spread.
+
+    Matrices and embeddings are normal; vectors (biases, the scales of norms) keep their values in another order, so that
+    no scale changes its sign. Tied tensors stay tied. The floor of dictionaries: what an SAE finds in activations that
+    only tokens and the architecture shape (after arXiv 2501.17727, "re-randomized").
+    """
+    twin = copy.deepcopy(base)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in twin.parameters():
+            if weight.dim() < 2:
+                order = torch.randperm(weight.numel(), generator=generator).to(weight.device)
+                weight.copy_(weight.flatten()[order].view_as(weight).clone())
+                continue
+            drawn = torch.randn(weight.shape, generator=generator)
+            mean, spread = float(weight.double().mean()), float(weight.double().std(correction=0))
+            weight.copy_((drawn * spread + mean).to(weight))
+    return twin

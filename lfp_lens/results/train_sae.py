@@ -1,142 +1,54 @@
-"""What `train_sae` gives: SAEs of base and tuned by site and size, with their quality on held-out text."""
+"""What `train_sae` gives: SAEs by side, site and setting, with their quality, their floors and who matches whom."""
 
-from pathlib import Path
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float
 
-from lfp_lens.core.errors import GateError, LensError, nearest
-from lfp_lens.core.records import file_owner, record
-from lfp_lens.view import page, plots
+from lfp_lens.core.errors import GateError, LensError, nearest, unknown
+from lfp_lens.core.records import record
+from lfp_lens.results.matching import RELATIONS, Match
+from lfp_lens.results.saes import (
+    FLOORS,
+    MAX_DEAD_SHARE,
+    MIN_EXPLAINED_VARIANCE,
+    MIN_KL_RECOVERED,
+    SIDES,
+    Floor,
+    SAERecord,
+    SAEWeights,
+)
+from lfp_lens.results.sweeps import sweep
+from lfp_lens.view import page, sae_plots
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-MIN_EXPLAINED_VARIANCE, MIN_KL_RECOVERED, MAX_DEAD_SHARE = 0.6, 0.7, 0.5
+__all__ = [
+    "FLOORS", "MAX_DEAD_SHARE", "MIN_EXPLAINED_VARIANCE", "MIN_KL_RECOVERED", "RELATIONS", "SIDES", "Floor", "Match",
+    "SAERecord", "SAESet", "SAEWeights",
+]  # fmt: skip
 
-
-@file_owner
-class SAEWeights:
-    """One trained dictionary in SAELens' own layout: `cfg.json` and `sae_weights.safetensors`, as NumPy here."""
-
-    def __init__(self, config: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
-        self.config = config
-        self.tensors = tensors
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, SAEWeights) or self.tensors.keys() != other.tensors.keys():
-            return False
-        return all(np.array_equal(tensor, other.tensors[name]) for name, tensor in self.tensors.items())
-
-    __hash__ = None  # type: ignore[assignment]
-
-    @property
-    def fingerprint(self) -> str:
-        """Content hash of the weights."""
-        from lfp_lens.core.fingerprint import fingerprint
-
-        return fingerprint(self.tensors)
-
-    def write_files(self, folder: Path) -> dict[str, Any]:
-        """Write the two files that `SAE.load_from_disk` reads, into a folder named by content."""
-        import json
-
-        from safetensors.numpy import save_file
-
-        inside = folder / "saes" / self.fingerprint
-        inside.mkdir(parents=True, exist_ok=True)
-        (inside / "cfg.json").write_text(json.dumps(self.config, indent=1), encoding="utf-8")
-        save_file(self.tensors, inside / "sae_weights.safetensors")
-        return {"folder": f"saes/{self.fingerprint}"}
-
-    @classmethod
-    def read_files(cls, found: dict[str, Any], folder: Path) -> "SAEWeights":
-        """Read the two files back."""
-        import json
-
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
-        inside = folder / str(found["folder"])
-        if not inside.resolve().is_relative_to(folder.resolve()):
-            raise ValueError(f"SAE folder outside the result: {found['folder']}")
-        config = json.loads((inside / "cfg.json").read_text(encoding="utf-8"))
-        try:
-            return cls(config, load_file(inside / "sae_weights.safetensors"))
-        except SafetensorError as error:
-            raise ValueError(f"{inside / 'sae_weights.safetensors'}: {error}") from error
-
-
-@record
-class SAERecord:
-    """One SAE at one site of one side, and how good it is on text it never saw."""
-
-    side: str
-    """`base` or `tuned`: the model whose activations it was trained on."""
-    site: str
-    """Where it reads, for example `blocks.3.hook_mlp_out`."""
-    size: float
-    """Features divided by the site's width (1 and 2 in the paper)."""
-    architecture: str
-    """`tied` (the paper's), `standard`, `topk`, ..."""
-    seed: int
-    """Of its initialisation and the order of its data."""
-    weights: SAEWeights
-    """The dictionary itself."""
-    explained_variance: float
-    """Share of the site's variance that it explains on held-out text."""
-    untrained_explained_variance: float
-    """The same for this SAE as it was initialised: the control."""
-    kl_recovered: float
-    """1 - KL(clean || spliced) / KL(clean || site zeroed), next token: 1 if the reconstruction changes no prediction."""
-    ce_recovered: float
-    """The same by loss on the held-out text; not gated, because a tuned model's own loss there may fall when a site is zeroed."""
-    l0: float
-    """Mean features active per token on held-out text."""
-    dead_share: float
-    """Share of features that never fire on the held-out text."""
-    mse: float
-    """Mean squared error per element on held-out text."""
-    firing_rate: Float[np.ndarray, " features"]
-    """Share of held-out tokens on which each feature fires."""
-    n_train_tokens: int
-    """Tokens it was trained on."""
-    n_heldout_tokens: int
-    """Tokens its quality was measured on."""
-
-    @property
-    def n_features(self) -> int:
-        """Width of the dictionary."""
-        return len(self.firing_rate)
-
-    @property
-    def failures(self) -> tuple[str, ...]:
-        """Why its features may not be interpreted; empty when it passes every gate (docs/validity.md, "SAE gates")."""
-        floor = max(MIN_EXPLAINED_VARIANCE, self.untrained_explained_variance)
-        found = {
-            f"explained variance {self.explained_variance:.2f} < {floor:.2f}": self.explained_variance >= floor,
-            f"KL recovered {self.kl_recovered:.2f} < {MIN_KL_RECOVERED}": self.kl_recovered >= MIN_KL_RECOVERED,
-            f"dead share {self.dead_share:.2f} > {MAX_DEAD_SHARE}": self.dead_share <= MAX_DEAD_SHARE,
-        }
-        return tuple(reason for reason, passes in found.items() if not passes)
+SHOWN = (
+    "side", "site", "size", "architecture", "seed", "l1", "k", "lr", "n_features", "explained_variance",
+    "explained_variance_low", "explained_variance_high", "kl_recovered", "kl_recovered_low", "kl_recovered_high",
+    "ce_recovered", "l0", "dead_share", "shrinkage", "mse", "n_train_tokens", "n_heldout_tokens", "n_spliced_tokens",
+)  # fmt: skip
 
 
 @record
 class SAESet:
-    """All dictionaries of a pair. Good reconstruction does not show that a feature is real: see `mmcs` and its control."""
+    """All dictionaries of a pair. Good reconstruction does not show that a feature is real: see `matches` and their nulls."""
 
     saes: tuple[SAERecord, ...]
-    """One record per side, site, size and seed."""
+    """One record per side, site, size, architecture, seed and setting."""
     pair: str
     """Fingerprint of the pair they were trained on; other pairs refuse them."""
-    mmcs: dict[str, np.ndarray]
-    """`SIDE SITE` -> cosine of each small-SAE decoder row with its Hungarian-matched row of the next larger SAE."""
-    mmcs_control: dict[str, float]
-    """`SIDE SITE` -> mean of the same cosines between random dictionaries of these sizes."""
+    matches: tuple[Match, ...]
+    """Dictionaries that differ in size, seed or model only, feature by feature; empty where no two do."""
     curve: dict[str, np.ndarray]
-    """`SIDE SITE xSIZE` -> training loss over the steps."""
+    """`SAERecord.name` -> training loss over the steps."""
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -144,19 +56,28 @@ class SAESet:
         return tuple(sorted({sae.site for sae in self.saes}, key=lambda site: (int(site.split(".")[1]), site)))
 
     def select(
-        self, *, side: str | None = None, site: str | None = None, size: float | None = None
-    ) -> tuple[SAERecord, ...]:
-        """Give the SAEs that match all that is named, smallest first. Raises `LensError` if there is none."""
-        wanted = {"side": side, "site": site, "size": size}
-        found = [sae for sae in self.saes if all(value in (None, getattr(sae, name)) for name, value in wanted.items())]
-        if not found:
-            hint = nearest(site, self.sites) if site and site not in self.sites else ""
-            raise LensError(f"No SAE matches {wanted}.{hint} Sites: {', '.join(self.sites)}.")
-        return tuple(sorted(found, key=lambda sae: (sae.size, self.sites.index(sae.site), sae.seed)))
+        self, *, side: str | None = None, site: str | None = None, size: float | None = None,
+        architecture: str | None = None, seed: int | None = None, l1: float | None = None, k: int | None = None,
+        lr: float | None = None,
+    ) -> tuple[SAERecord, ...]:  # fmt: skip
+        """Give the SAEs that match all that is named, smallest first, then by layer, then in the set's order.
 
-    def one(self, site: str, *, side: str = "tuned", size: float | None = None) -> SAERecord:
-        """Give the SAE of this site; without a size the smallest, as in the paper."""
-        return self.select(side=side, site=site, size=size)[0]
+        Raises `LensError` with what there is if none matches.
+        """
+        wanted = {"side": side, "site": site, "size": size, "architecture": architecture, "seed": seed, "l1": l1, "k": k,
+                  "lr": lr}  # fmt: skip
+        wanted = {name: value for name, value in wanted.items() if value is not None}
+        found = [sae for sae in self.saes if all(getattr(sae, name) == value for name, value in wanted.items())]
+        if not found:
+            raise self._nothing(wanted)
+        return tuple(sorted(found, key=lambda sae: (sae.size, self.sites.index(sae.site))))
+
+    def one(
+        self, site: str, *, side: str = "tuned", size: float | None = None, architecture: str | None = None,
+        seed: int | None = None,
+    ) -> SAERecord:  # fmt: skip
+        """Give the SAE of this site; without a size the smallest, as in the paper; of several the first in the set."""
+        return self.select(side=side, site=site, size=size, architecture=architecture, seed=seed)[0]
 
     def passing(self, *, side: str = "tuned", size: float | None = None) -> tuple[str, ...]:
         """Name the sites whose SAE passes the quality gates. Raises `GateError` if none does, with every reason."""
@@ -169,19 +90,115 @@ class SAESet:
             )
         return good
 
+    def match(self, sae: SAERecord, relation: str = "sizes") -> Match:
+        """Give the match in which this SAE stands on the left: the smaller, the base's, the earlier seed's.
+
+        Args:
+            sae: one of the set.
+            relation: `sizes`, `seeds` or `sides`.
+
+        Raises `LensError` if it was matched with none.
+        """
+        if relation not in RELATIONS:
+            raise unknown("relation of two SAEs", relation, RELATIONS)
+        found = [match for match in self.matches if (match.relation, match.left) == (relation, sae.name)]
+        if not found:
+            have = "; ".join(f"{match.left} with {match.right}" for match in self.matches if match.relation == relation)
+            raise LensError(f"No match of {relation} begins with {sae.name}. Matched by {relation}: {have or 'none'}.")
+        return found[0]
+
+    def floor(self, kind: str) -> "SAESet":
+        """Give the dictionaries of a floor in place of the SAEs: what `attribute` and `ablate` find with them is the floor.
+
+        They keep side, site, size and seed, so that the same question finds them; they pass no gate by merit, so use
+        them with `gate="warn"`. A `pca` dictionary has two features per component, whatever `size` says.
+
+        Args:
+            kind: `untrained` or `pca`.
+
+        Raises `LensError` for another kind, or where none was measured.
+        """
+        if kind not in FLOORS:
+            raise unknown("floor", kind, FLOORS)
+        if kind == "random_model":
+            raise LensError(
+                "The floor 'random_model' reads another model: it has figures (`SAERecord.floors`), no SAE here."
+            )
+        lacking = [sae.name for sae in self.saes if kind not in sae.floors]
+        if lacking or not self.saes:
+            raise LensError(f"The floor {kind!r} was not measured for {len(lacking)} of {len(self.saes)} SAEs: "
+                            f"{lacking[0] if lacking else 'the set is empty'}.")  # fmt: skip
+        return SAESet(tuple(_as_floor(sae, sae.floors[kind]) for sae in self.saes), self.pair, (), {})
+
+    def by(self, name: str, **which: Any) -> "pd.DataFrame":
+        """Give mean quality by one setting, with its interval over sites and seeds (Figure 8, Tables 11 and 12).
+
+        Args:
+            name: `l1`, `k`, `lr`, `architecture`, `size`, `seed`, `site`, `side` or `n_train_tokens`.
+            which: what `select` takes, to leave others out, for example `side="tuned", size=1`.
+
+        Returns one row per value; the columns are those of `lfp_lens.results.sweeps.sweep`.
+
+        >>> saes.by("l1", size=1)  # doctest: +SKIP
+        """
+        return sweep(self.select(**which), name)
+
+    def plot_sweep(self, name: str, **which: Any) -> "go.Figure":
+        """Draw reconstruction loss and sparsity by one setting (the paper's Figure 8); arguments as in `by`."""
+        return sae_plots.sweep(self.by(name, **which), name)
+
     def to_frame(self) -> "pd.DataFrame":
-        """Give one row per SAE with its quality, its control and what it fails."""
+        """Give one row per SAE with its quality, its floors (NaN where not measured) and what it fails."""
         import pandas as pd
 
-        names = ("side", "site", "size", "architecture", "seed", "n_features", "explained_variance",
-                 "untrained_explained_variance", "kl_recovered", "ce_recovered", "l0", "dead_share", "mse", "n_train_tokens",
-                 "n_heldout_tokens")  # fmt: skip
-        rows = [{name: getattr(sae, name) for name in names} | {"fails": "; ".join(sae.failures)} for sae in self.saes]
-        return pd.DataFrame(rows)
+        return pd.DataFrame([
+            {name: getattr(sae, name) for name in SHOWN}
+            | {f"{kind}_{name}": getattr(sae.floors[kind], name) if kind in sae.floors else float("nan")
+               for kind in FLOORS for name in ("explained_variance", "kl_recovered")}
+            | {"fails": "; ".join(sae.failures)}
+            for sae in self.saes
+        ])  # fmt: skip
+
+    def matches_frame(self) -> "pd.DataFrame":
+        """Give one row per match: both means, each beside that of random dictionaries of the same shapes."""
+        import pandas as pd
+
+        columns = ("relation", "left", "right", "mmcs", "left_null", "mmcs_hungarian", "null_assigned")
+        rows = [
+            {name: getattr(match, name) for name in columns}
+            | {"n": len(match.left_largest),
+               "above_null_99": float((match.left_largest > match.left_null_99).mean())}
+            for match in self.matches
+        ]  # fmt: skip
+        return pd.DataFrame(rows, columns=[*columns, "above_null_99", "n"])
 
     def plot(self) -> "go.Figure":
-        """Draw explained variance against L0, one point per SAE, untrained twins beside."""
-        return plots.sae_quality(self.to_frame())
+        """Draw explained variance against L0, one point per SAE, its floors beside."""
+        return sae_plots.quality(self.to_frame())
+
+    def _nothing(self, wanted: dict[str, Any]) -> LensError:
+        hint = nearest(wanted["site"], self.sites) if "site" in wanted and wanted["site"] not in self.sites else ""
+        names = dict.fromkeys(("side", "site", "size", "architecture", "seed", *wanted))
+        have = {name: dict.fromkeys(getattr(sae, name) for sae in self.saes) for name in names}
+        listed = "; ".join(f"{name}: {', '.join(map(str, found)) or 'none'}" for name, found in have.items())
+        asked = ", ".join(f"{name}={value!r}" for name, value in wanted.items()) or "anything"
+        return LensError(f"No SAE matches {asked}.{hint} There is {listed}.")
 
     def _repr_html_(self) -> str:
         return page.table(self.to_frame(), f"{len(self.saes)} SAEs, quality on held-out text")
+
+
+def _as_floor(sae: SAERecord, floor: Floor) -> SAERecord:
+    """Give a floor's dictionary as a record of its own; what a floor does not have (intervals, an mse) is NaN."""
+    assert floor.weights is not None and floor.firing_rate is not None, floor.kind
+    nan = float("nan")
+    measured = {
+        name: getattr(floor, name)
+        for name in ("explained_variance", "kl_recovered", "ce_recovered", "l0", "dead_share", "shrinkage", "weights",
+                     "firing_rate")
+    }  # fmt: skip
+    return dataclasses.replace(
+        sae, **measured, mse=nan, explained_variance_low=nan, explained_variance_high=nan, kl_recovered_low=nan,
+        kl_recovered_high=nan, n_train_tokens=0, floors={}, stability=None, crosscoder=None,
+        architecture=sae.architecture if floor.kind == "untrained" else floor.kind,
+    )  # fmt: skip

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from lfp_lens.view.look import (
     BAND,
     BLUE,
-    GREEN,
     GREY,
     INTERVAL,
     ORANGE,
@@ -28,17 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-SIDES = {"tuned": BLUE, "base": GREY}
-MEASURE_STYLES = {
-    "parameter_sum": (BLUE, "solid", "parameters, sum of norms (published)"),
-    "parameter_l2": (BLUE, "dash", "parameters, norm"),
-    "parameter_relative": (BLUE, "dot", "parameters, relative"),
-    "mlp_relative": (GREEN, "solid", "MLP weights, relative"),
-    "attention_relative": (GREEN, "dot", "attention weights, relative"),
-    "activation_relative": (ORANGE, "solid", "activations, relative"),
-    "activation_cosine_distance": (ORANGE, "dot", "activations, cosine"),
-}
-MAX_LABELS, EDGE = 14, -0.25
+MAX_LABELS = 14
 RAISED, PAID = ("reward", "accuracy", "loss"), ("kl_nats", "margin", "entropy_nats")
 CURVE_TITLES = {
     "reward": ("reward", "mean reward"),
@@ -80,73 +69,6 @@ def learning_curve(curve: Mapping[str, np.ndarray], reward_base: float | None) -
     if panels[1] == "kl_nats":
         figure.update_yaxes(rangemode="tozero", row=2, col=1)
     return figure.update_xaxes(title="step", row=2, col=1)
-
-
-def divergence(measures: Mapping[str, Float[np.ndarray, " layers"]]) -> "go.Figure":
-    """Draw how far each layer moved (the paper's Figure 7), each measure divided by its own largest value."""
-    figure = figure_with("How far each layer moved", "layer", "distance / its largest", height=430)
-    for name, values in measures.items():
-        colour, dash, label = MEASURE_STYLES.get(name, (GREY, "solid", escaped(name)))
-        is_published = name == "parameter_sum"
-        figure.add_scatter(
-            x=np.arange(len(values)),
-            y=values / (float(np.max(values)) or 1.0),
-            mode="lines+markers",
-            name=label,
-            customdata=values,
-            line={"color": colour, "dash": dash, "width": 3 if is_published else 1.6},
-            marker={"size": 8 if is_published else 5},
-            hovertemplate=f"layer %{{x}}, {label}: %{{customdata:.4g}}<extra></extra>",
-        )
-    figure.update_xaxes(dtick=1 if len(next(iter(measures.values()))) <= 16 else None)
-    return figure.update_yaxes(range=[-0.03, 1.06])
-
-
-def kl_by_position(kl_nats: Float[np.ndarray, " positions"], tokens: Int[np.ndarray, " positions"]) -> "go.Figure":
-    """Draw the mean KL of the next token by position in the text; positions without tokens are left out."""
-    figure = figure_with(
-        "Where in a text the two models differ", "position (tokens)", "KL (nats per token)", height=300
-    )
-    seen = tokens > 0
-    figure.add_scatter(
-        x=np.flatnonzero(seen),
-        y=kl_nats[seen],
-        mode="lines",
-        line={"color": ORANGE, "width": 2},
-        customdata=tokens[seen],
-        hovertemplate="position %{x}: %{y:.4f} nats over %{customdata} tokens<extra></extra>",
-    )
-    return figure.update_yaxes(rangemode="tozero")
-
-
-def sae_quality(frame: "pd.DataFrame", *, threshold: float = 0.6) -> "go.Figure":
-    """Draw explained variance against L0 on held-out text: a point per SAE, hollow as initialised.
-
-    A cross marks an SAE that fails a gate; values below -0.25 sit at the lower edge, and hover tells them.
-    """
-    figure = figure_with("SAE quality on held-out text", "L0 (features active per token)", "explained variance")
-    for side, rows in frame.groupby("side", sort=False):
-        names = [f"{escaped(site)} x{size:g}" for site, size in zip(rows["site"], rows["size"])]
-        colour, side = SIDES.get(side, GREEN), escaped(side)
-        shapes = np.where(rows["fails"] != "", "x", "circle")
-        trained = {"color": colour, "symbol": shapes, "size": 9}
-        control = {"color": colour, "symbol": "circle-open", "size": 7}
-        for column, name, marker in (
-            ("explained_variance", side, trained),
-            ("untrained_explained_variance", f"{side}, as initialised", control),
-        ):
-            figure.add_scatter(
-                x=rows["l0"],
-                y=np.maximum(rows[column], EDGE),
-                mode="markers",
-                name=name,
-                marker=marker,
-                text=names,
-                customdata=rows[column],
-                hovertemplate=f"%{{text}} ({name})<br>explained variance %{{customdata:.3f}}<extra></extra>",
-            )
-    reference(figure, threshold, f"gate {threshold:g}")
-    return figure.update_yaxes(range=[EDGE - 0.05, 1.05]).update_xaxes(rangemode="tozero")
 
 
 def rejections(rejected: Mapping[str, int], kept: int) -> "go.Figure":

@@ -34,6 +34,24 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Floor:
+    """How near we are to what the matrix products alone would take."""
+
+    bench: str
+    what: str
+    ours: float
+    limit: float
+    precision: str
+    unit: str
+
+    def line(self) -> str:
+        """Give the JSON line; `percent` is the share of the limit that is reached."""
+        return json.dumps({"bench": self.bench, "what": self.what, "ours": round(self.ours, 1),
+                           "limit of the products alone": round(self.limit, 1), "percent": round(100 * self.ours / self.limit),
+                           "precision": self.precision, "unit": self.unit})  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Profile:
     """Where the CPU time of one step goes."""
 
@@ -91,8 +109,8 @@ def one_thread() -> Iterator[None]:
 
 @contextmanager
 def product(precision: str) -> Iterator[None]:
-    """Use PyTorch's default fp32 product, or `fp32 oneDNN`, the one that the stages use where it is exact."""
-    if precision == "fp32":
+    """Use PyTorch's default fp32 product (also for `bf16`), or `fp32 oneDNN`, the one that the stages use where it is exact."""
+    if precision != "fp32 oneDNN":
         yield
         return
     with fast_matmul():
@@ -108,3 +126,11 @@ def cpu_seconds(jobs: Mapping[str, Callable[[], Any]], *, repeats: int) -> dict[
             job()
             found[name].append(time.process_time() - start)
     return {name: min(seconds[1:]) for name, seconds in found.items()}
+
+
+def product_rate(precision: str) -> float:
+    """Give 10^9 operations per CPU-second of one large matrix product, the best of several; inside `product(precision)`."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    left, right = torch.randn(4096, 512).to(dtype), torch.randn(512, 1024).to(dtype)
+    seconds = cpu_seconds({"product": lambda: left @ right}, repeats=10)["product"]
+    return 2 * 4096 * 512 * 1024 / seconds / 1e9

@@ -1,5 +1,6 @@
 """Every architecture trains in SAELens, comes back from our records and from SAELens' own files, and computes the same."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,18 @@ import torch
 from lfp_lens.core.errors import LensError
 from lfp_lens.core.records import home_of
 from lfp_lens.core.store import Store
-from lfp_lens.parts.saes import ARCHITECTURES, export, load_sae, load_weights, new_sae, quiet_sae_lens, random_twin
+from lfp_lens.parts.saes import (
+    ARCHITECTURES,
+    default_k,
+    export,
+    load_sae,
+    load_weights,
+    new_sae,
+    quiet_sae_lens,
+    random_twin,
+    start_from,
+    takes,
+)
 from lfp_lens.results.train_sae import SAESet, SAEWeights
 from tests.tiny import tiny_pair, word_saes
 
@@ -19,7 +31,8 @@ PLANTED = ("wonderful", "terrible", "table", "river")
 NAMES = list(ARCHITECTURES)
 # A batch top-k SAE keeps the k*N largest features of a whole batch while it trains; it is exported as a JumpReLU SAE
 # with the mean threshold it met, because at inference a token's features may not depend on the other tokens.
-SAME_WHEN_EXPORTED = [name for name in NAMES if name != "batchtopk"]
+BATCH_TOP_K = ["batchtopk", "matryoshka"]
+SAME_WHEN_EXPORTED = [name for name in NAMES if name not in BATCH_TOP_K]
 
 
 def data(n: int = 256, seed: int = 0) -> torch.Tensor:
@@ -28,16 +41,16 @@ def data(n: int = 256, seed: int = 0) -> torch.Tensor:
     return (torch.rand(n, 20, generator=generator) * (torch.rand(n, 20, generator=generator) < 0.15)) @ directions
 
 
-def an_sae(architecture: str, *, seed: int = 0, size: float = 2) -> Any:
-    return new_sae(architecture, d_in=WIDTH, size=size, l1=None, k=None, steps=20, seed=seed)
+def an_sae(architecture: str, *, seed: int = 0, d_in: int = WIDTH, d_sae: int = 24, k: int | None = None) -> Any:
+    return new_sae(architecture, d_in=d_in, d_sae=d_sae, l1=None, k=k, steps=20, seed=seed)
 
 
-def trained(architecture: str, steps: int = 3) -> Any:
+def trained(architecture: str, steps: int = 3, sae: Any = None) -> Any:
     """Train a few steps as the stage does: SAELens' trainer, inputs scaled, the scale folded in at the end."""
     lens = quiet_sae_lens()
     from sae_lens.config import SAETrainerConfig
 
-    sae = an_sae(architecture)
+    sae = an_sae(architecture) if sae is None else sae
     config = SAETrainerConfig(
         total_training_samples=256 * steps, train_batch_size_samples=256, lr=1e-2, lr_end=1e-3, device="cpu",
         dead_feature_window=50, feature_sampling_window=100, n_batches_for_norm_estimate=1,
@@ -61,7 +74,7 @@ def exported(sae: Any) -> SAEWeights:
 
 
 def test_the_paper_and_every_common_architecture_are_there() -> None:
-    assert {"standard", "topk", "batchtopk", "jumprelu", "gated", "tied"} <= set(NAMES)
+    assert {"standard", "topk", "batchtopk", "jumprelu", "gated", "matryoshka", "tied"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("architecture", NAMES)
@@ -87,8 +100,9 @@ def test_the_export_computes_what_the_training_sae_computed(architecture: str) -
         torch.testing.assert_close(ours(data()), sae(data()), atol=1e-5, rtol=1e-5)
 
 
-def test_a_batch_top_k_sae_is_exported_with_a_threshold() -> None:
-    sae = trained("batchtopk", steps=60)
+@pytest.mark.parametrize("architecture", BATCH_TOP_K)
+def test_a_batch_top_k_sae_is_exported_with_a_threshold(architecture: str) -> None:
+    sae = trained(architecture, steps=60)
     weights = exported(sae)
     assert weights.config["architecture"] == "jumprelu"
     ours, batch = load_weights(weights), data()
@@ -120,7 +134,7 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_global_state(archit
     assert any(not torch.equal(tensor, third.state_dict()[name]) for name, tensor in one.state_dict().items())
 
 
-@pytest.mark.parametrize("architecture", ["standard", "topk", "batchtopk", "gated"])
+@pytest.mark.parametrize("architecture", [name for name in NAMES if name != "tied"])
 def test_scaled_training_is_undone_in_the_weights(architecture: str) -> None:
     """The exported dictionary takes activations as they come: their scale is in its weights."""
     sae, batch = an_sae(architecture), data()
@@ -156,7 +170,7 @@ def test_the_tied_loss_is_the_papers_up_to_the_width() -> None:
     """Paper: mean squared error over all elements + l1 * L1 norm of a token's features, averaged over tokens."""
     from sae_lens.saes.sae import TrainStepInput
 
-    sae = new_sae("tied", d_in=WIDTH, size=2, l1=0.01, k=None, steps=20, seed=0)
+    sae = new_sae("tied", d_in=WIDTH, d_sae=24, l1=0.01, k=None, steps=20, seed=0)
     batch = data()
     coefficients = {name: given.value for name, given in sae.get_coefficients().items()}
     step = TrainStepInput(sae_in=batch, coefficients=coefficients, dead_neuron_mask=None, n_training_steps=0,
@@ -185,9 +199,9 @@ def test_a_tied_sae_refuses_a_scale_that_it_cannot_fold() -> None:
         TiedTrainingSAEConfig(d_in=4, d_sae=4, normalize_activations="expected_average_only_in")
 
 
-@pytest.mark.parametrize("architecture", ["topk", "batchtopk"])
+@pytest.mark.parametrize("architecture", ["topk", *BATCH_TOP_K])
 def test_k_is_the_number_of_active_features(architecture: str) -> None:
-    sae = new_sae(architecture, d_in=WIDTH, size=2, l1=None, k=3, steps=20, seed=0)
+    sae = an_sae(architecture, k=3)
     with torch.no_grad():
         active = (sae.encode(data()) > 0).float().sum(-1)
     assert float(active.mean()) <= 3
@@ -197,9 +211,10 @@ def test_k_is_the_number_of_active_features(architecture: str) -> None:
 
 @pytest.mark.parametrize("architecture", NAMES)
 def test_a_narrow_sae_can_be_made(architecture: str) -> None:
-    sae = new_sae(architecture, d_in=32, size=0.1, l1=None, k=None, steps=20, seed=0)
-    with torch.no_grad():
-        assert sae.encode(torch.randn(5, 32)).shape == (5, 3)
+    for d_sae in (1, 3):
+        sae = an_sae(architecture, d_in=32, d_sae=d_sae)
+        with torch.no_grad():
+            assert sae.encode(torch.randn(5, 32)).shape == (5, d_sae)
 
 
 def test_a_random_twin_keeps_norms_and_biases_and_nothing_else() -> None:
@@ -264,11 +279,157 @@ def test_an_unknown_architecture_is_refused_with_the_nearest() -> None:
 
 
 def test_an_sae_without_features_is_refused() -> None:
-    with pytest.raises(LensError, match=r"size 0\.01 on 12 dimensions has no features"):
-        an_sae("standard", size=0.01)
+    with pytest.raises(LensError, match="at least one feature; 0 given for 12 dimensions"):
+        an_sae("standard", d_sae=0)
 
 
 @pytest.mark.parametrize("k", [0, -1, 25])
 def test_a_k_that_cannot_be_is_refused(k: int) -> None:
     with pytest.raises(LensError, match=f"k={k} features cannot be active at once in an SAE of 24"):
-        new_sae("topk", d_in=WIDTH, size=2, l1=None, k=k, steps=20, seed=0)
+        an_sae("topk", k=k)
+
+
+@pytest.mark.parametrize("l1", [-0.1, float("inf"), float("nan")])
+def test_an_l1_that_cannot_be_is_refused(l1: float) -> None:
+    with pytest.raises(LensError, match="l1 must be a finite number, 0 or above"):
+        new_sae("standard", d_in=WIDTH, d_sae=24, l1=l1, k=None, steps=20, seed=0)
+
+
+@pytest.mark.parametrize("architecture", NAMES)
+@pytest.mark.parametrize("setting", ["l1", "k"])
+def test_a_setting_that_an_architecture_lacks_is_refused_and_one_that_it_has_is_used(
+    architecture: str, setting: str
+) -> None:
+    given = {"l1": None, "k": None} | {setting: 7}
+    if takes(architecture, setting):
+        config = new_sae(architecture, d_in=WIDTH, d_sae=24, steps=20, seed=0, **given).cfg
+        assert getattr(config, {"l1": "l1_coefficient"}.get(setting, setting)) == 7
+        assert new_sae(architecture, d_in=WIDTH, d_sae=24, steps=20, seed=0, l1=None, k=None).cfg != config
+    else:
+        with pytest.raises(LensError, match=f"A {architecture} SAE has no {setting}; {setting}=7 given. Leave it out"):
+            new_sae(architecture, d_in=WIDTH, d_sae=24, steps=20, seed=0, **given)
+
+
+def test_no_k_given_is_an_eighth_of_the_width_as_far_as_there_are_features() -> None:
+    assert [default_k(512, 1024), default_k(512, 7), default_k(4, 8)] == [64, 7, 1]
+    assert an_sae("topk", d_in=64, d_sae=128).cfg.k == 8
+
+
+@pytest.mark.parametrize(("d_sae", "widths"), [(24, [3, 6, 12, 24]), (3, [1, 3]), (1, [1])])
+def test_a_matryoshka_sae_nests_an_eighth_a_quarter_and_a_half(d_sae: int, widths: list[int]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert an_sae("matryoshka", d_sae=d_sae).cfg.matryoshka_widths == widths
+
+
+@pytest.mark.parametrize("architecture", BATCH_TOP_K)
+def test_a_short_training_exports_about_as_many_active_features_as_it_trained_with(architecture: str) -> None:
+    """The threshold is a running mean from 0; a slow one would let through features that training never used."""
+    sae = trained(architecture, steps=60, sae=an_sae(architecture, k=3))
+    with torch.no_grad():
+        active = (load_weights(exported(sae)).encode(data(seed=77)) > 0).float().sum(-1).mean()
+    assert 2.5 < float(active) < 4
+
+
+# Starting from a dictionary.
+
+
+@pytest.mark.parametrize("architecture", NAMES)
+@pytest.mark.parametrize("scale", [1.0, 0.37])
+def test_training_started_from_a_dictionary_begins_as_that_dictionary(architecture: str, scale: float) -> None:
+    weights = exported(trained(architecture, steps=20))
+    sae = an_sae(architecture, seed=5)
+    scaled = sae.cfg.normalize_activations == "expected_average_only_in"
+    start_from(sae, weights, scale if scaled else None)
+    if scaled:
+        assert sae.cfg.normalize_activations == "expected_average_only_in"
+        sae.fold_activation_norm_scaling_factor(scale)
+    again = exported(sae)
+    assert again.tensors.keys() == weights.tensors.keys()
+    for name, tensor in weights.tensors.items():
+        np.testing.assert_allclose(again.tensors[name], tensor, rtol=2e-6, atol=1e-7, err_msg=name)
+
+
+@pytest.mark.parametrize("architecture", [name for name in NAMES if name != "tied"])
+def test_a_start_computes_on_scaled_inputs_what_the_dictionary_computes(architecture: str) -> None:
+    weights, scale = exported(trained(architecture, steps=20)), 2.5
+    sae = an_sae(architecture, seed=5)
+    start_from(sae, weights, scale)
+    with torch.no_grad():
+        wanted = load_weights(weights)(data())
+        if architecture in BATCH_TOP_K:
+            # While it trains it chooses by the batch; the dictionary goes by the threshold.
+            sae.activation_fn = torch.nn.Threshold(float(sae.topk_threshold), 0.0)
+        torch.testing.assert_close(sae(scale * data()) / scale, wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", NAMES)
+def test_a_start_trains_on_and_loses_less_than_a_fresh_one(architecture: str) -> None:
+    def error(weights: SAEWeights) -> float:
+        with torch.no_grad():
+            return float((load_weights(weights)(data(seed=99)) - data(seed=99)).square().mean())
+
+    first = exported(trained(architecture, steps=40))
+    sae = an_sae(architecture, seed=5)
+    start_from(sae, first, None if architecture == "tied" else float(WIDTH**0.5 / data().norm(dim=-1).mean()))
+    assert error(exported(trained(architecture, steps=3, sae=sae))) < 0.8 * error(exported(trained(architecture)))
+
+
+@pytest.mark.parametrize("architecture", NAMES)
+def test_a_start_of_another_architecture_or_shape_is_refused_with_both(architecture: str) -> None:
+    other = "gated" if architecture != "gated" else "topk"
+    with pytest.raises(LensError, match=rf"A {'matryoshka_batchtopk' if architecture == 'matryoshka' else architecture} "
+                       rf"SAE of 24 features on 12 dimensions cannot start from a {other} SAE of 24"):  # fmt: skip
+        start_from(an_sae(architecture), exported(an_sae(other)), None)
+    with pytest.raises(LensError, match=r"cannot start from a .* SAE of 13 features on 12 dimensions"):
+        start_from(an_sae(architecture), exported(an_sae(architecture, d_sae=13)), None)
+    with pytest.raises(LensError, match=r"cannot start from a .* SAE of 24 features on 8 dimensions"):
+        start_from(an_sae(architecture), exported(an_sae(architecture, d_in=8)), None)
+
+
+def test_a_tied_sae_starts_from_a_standard_one_only_if_that_is_tied() -> None:
+    tied = exported(trained("tied"))
+    standard = an_sae("standard")
+    start_from(standard, tied, 2.0)
+    standard.fold_activation_norm_scaling_factor(2.0)
+    back = an_sae("tied", seed=3)
+    start_from(back, exported(standard), None)
+    with torch.no_grad():
+        torch.testing.assert_close(back(data()), load_weights(tied)(data()), atol=1e-5, rtol=1e-5)
+    with pytest.raises(LensError, match=r"encoder is its decoder's transpose, with rows of length 1; .*Use standard"):
+        start_from(back, exported(trained("standard")), None)
+    longer = SAEWeights(tied.config, tied.tensors | {name: 2 * tied.tensors[name] for name in ("W_enc", "W_dec")})
+    with pytest.raises(LensError, match="lengths go from 2 to 2"):
+        start_from(back, longer, None)
+
+
+def test_a_start_with_another_k_is_refused() -> None:
+    with pytest.raises(LensError, match=r"The SAE to start from has k=3; k=1 given\. Give k=3\."):
+        start_from(an_sae("topk"), exported(trained("topk", sae=an_sae("topk", k=3))), 1.0)
+
+
+def test_a_batch_top_k_sae_starts_only_from_one_threshold() -> None:
+    weights = exported(trained("jumprelu"))
+    weights.tensors["threshold"][0] = 3.0
+    with pytest.raises(LensError, match=r"a threshold for each feature .* Train jumprelu"):
+        start_from(an_sae("batchtopk"), weights, 1.0)
+
+
+@pytest.mark.parametrize("architecture", ["standard", "gated", "topk"])
+def test_a_start_that_does_not_subtract_the_decoder_bias_is_taken_over_exactly(architecture: str) -> None:
+    centred = exported(trained(architecture, steps=20))
+    weights = SAEWeights(centred.config | {"apply_b_dec_to_input": False}, centred.tensors)
+    sae = an_sae(architecture, seed=5)
+    start_from(sae, weights, 1.0)
+    assert sae.cfg.apply_b_dec_to_input
+    with torch.no_grad():
+        wanted = load_weights(weights)(data())
+        torch.testing.assert_close(sae(data()), wanted, atol=1e-5, rtol=1e-5)
+        assert float((load_weights(centred)(data()) - wanted).abs().max()) > 1e-3
+
+
+def test_a_start_whose_inputs_are_normalised_is_refused() -> None:
+    weights = exported(trained("standard"))
+    weights.config["normalize_activations"] = "layer_norm"
+    with pytest.raises(LensError, match=r"inputs are normalised \(layer_norm\) cannot be a start"):
+        start_from(an_sae("standard"), weights, 1.0)

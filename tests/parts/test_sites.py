@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lfp_lens.core.errors import LensError
-from lfp_lens.parts.sites import activations_at, all_sites, blocks, editing, layer_of, module_at, trunk
+from lfp_lens.parts.sites import activations_at, all_sites, blocks, editing, layer_of, module_at, trunk, watching
 from tests.tiny import ARCHITECTURES, tiny_model, tiny_pair
 
 EVERY = [f"blocks.{layer}.{hook}" for layer in range(3) for hook in ("hook_mlp_out", "hook_resid_post")]
@@ -160,3 +160,24 @@ def test_a_model_without_blocks_is_refused() -> None:
         blocks(transformers.BertForMaskedLM(transformers.BertConfig(**small)))
     with pytest.raises(LensError, match="Linear has no trunk below its unembedding"):
         trunk(torch.nn.Linear(2, 2))
+
+
+def test_the_deepest_blocks_attention_is_skipped_only_where_its_mlp_does_not_read_it() -> None:
+    """A GPT-NeoX adds attention and MLP side by side; without parallel residual the MLP reads the attention's output."""
+    for is_parallel in (True, False):
+        model = tiny_model()
+        model.config.use_parallel_residual = is_parallel
+        for block in model.gpt_neox.layers:
+            block.use_parallel_residual = is_parallel
+        ids_BS = torch.arange(1, 13).reshape(2, 6)
+        calls: list[int] = []
+        kernel = model.gpt_neox.layers[1].attention.query_key_value.register_forward_pre_hook(
+            lambda *_: calls.append(1)
+        )
+        found = activations_at(model, ids_BS, torch.ones_like(ids_BS), ["blocks.1.hook_mlp_out"])
+        assert bool(calls) is not is_parallel
+        kernel.remove()
+        with torch.no_grad(), watching(model, ["blocks.1.hook_mlp_out"]) as wanted:
+            model(ids_BS)
+        assert torch.equal(found["blocks.1.hook_mlp_out"], wanted["blocks.1.hook_mlp_out"])
+        assert "forward" not in vars(model.gpt_neox.layers[1].attention), "the attention is as it was"

@@ -20,7 +20,8 @@ from lfp_lens.results import (
 from lfp_lens.results.explain import Example
 from lfp_lens.results.finetune import Behaviour
 from lfp_lens.results.probe import GridCell
-from lfp_lens.results.train_sae import SAEWeights
+from lfp_lens.results.seeds import SeedNull
+from lfp_lens.results.train_sae import Floor, Match, SAEWeights
 
 HOSTILE = "</script><script>alert(1)</script>"
 SITES = tuple(f"blocks.{layer}.hook_mlp_out" for layer in range(6))
@@ -134,22 +135,30 @@ def a_tuning(path: Path = Path("/nowhere/tuned"), *, verdict: str = "learned") -
 
 
 def a_divergence() -> Divergence:
-    """Six layers: layer 4 moved most by the published measure, layer 1 by activations, layer 0 least."""
+    """Six layers: layer 4 moved most by the published measure, layer 1 by activations, layer 0 least; one replicate."""
     sums = np.array([0.4, 0.7, 1.1, 1.6, 2.4, 2.0])
     draw = np.random.default_rng(1)
+    measures = {
+        "parameter_sum": sums,
+        "parameter_l2": sums / 3,
+        "parameter_relative": sums / 40,
+        "mlp_relative": sums / 50 + draw.uniform(0, 0.005, 6),
+        "attention_relative": sums[::-1] / 60,
+        "activation_relative": np.array([0.05, 0.4, 0.2, 0.25, 0.33, 0.3]),
+        "activation_cosine_distance": np.array([0.001, 0.05, 0.02, 0.03, 0.04, 0.035]),
+    }
+    replicate, between = ({name: scale * values for name, values in measures.items()} for scale in (1.1, 0.8))
     return Divergence(
         sites=SITES,
-        parameter_sum=sums,
-        parameter_l2=sums / 3,
-        parameter_relative=sums / 40,
-        mlp_relative=sums / 50 + draw.uniform(0, 0.005, 6),
-        attention_relative=sums[::-1] / 60,
-        activation_relative=np.array([0.05, 0.4, 0.2, 0.25, 0.33, 0.3]),
-        activation_cosine_distance=np.array([0.001, 0.05, 0.02, 0.03, 0.04, 0.035]),
+        **measures,
+        **{f"{name}_low": 0.9 * measures[name] for name in ("activation_relative", "activation_cosine_distance")},
+        **{f"{name}_high": 1.1 * measures[name] for name in ("activation_relative", "activation_cosine_distance")},
+        kl=Estimate(0.12, 0.11, 0.13, 900),
         kl_by_position=0.15 * (1 - np.exp(-np.arange(64) / 8)),
         tokens_by_position=np.linspace(900, 40, 64).astype(int),
         n_tokens=30000,
         n_texts=900,
+        seed_nulls=(SeedNull(HOSTILE, SITES, measures, replicate, between),),
     )
 
 
@@ -166,11 +175,14 @@ def an_sae(
     draw = np.random.default_rng([len(side), SITES.index(site), int(size), seed])
     features = int(width * size)
     decoder = draw.normal(size=(features, width)).astype(np.float32)
-    tensors = {
-        "W_dec": decoder,
-        "W_enc": decoder.T.copy(),
-        "b_enc": np.zeros(features, np.float32),
-        "b_dec": np.zeros(width, np.float32),
+    l0 = float(draw.uniform(1.5, 4)) * size
+    rate = draw.uniform(0.05, 0.2, features)
+    weights, untrained, components = (some_weights(rows) for rows in (decoder, decoder[::-1].copy(), decoder[:4]))
+    low = -0.4 if size == 1 else 0.1
+    floors = {
+        "untrained": Floor("untrained", low, 0.2, 0.15, l0, 0.0, 0.4, features, untrained, rate),
+        "pca": Floor("pca", 0.45, 0.6, 0.55, 2.0, 0.0, 0.2, 4, components, rate[:4]),
+        "random_model": Floor("random_model", 0.3, 0.9, 0.9, l0, 0.1, 0.2, features, None),
     }
     return SAERecord(
         side=side,
@@ -178,17 +190,60 @@ def an_sae(
         size=size,
         architecture="standard",
         seed=seed,
-        weights=SAEWeights({"architecture": "standard", "d_in": width, "d_sae": features}, tensors),
+        l1=2.0,
+        k=None,
+        lr=1e-3,
+        weights=weights,
         explained_variance=explained_variance,
-        untrained_explained_variance=-0.4 if size == 1 else 0.1,
+        explained_variance_low=explained_variance - 0.02,
+        explained_variance_high=explained_variance + 0.02,
         kl_recovered=0.95,
+        kl_recovered_low=0.93,
+        kl_recovered_high=0.97,
         ce_recovered=0.93,
-        l0=float(draw.uniform(1.5, 4)) * size,
+        l0=l0,
         dead_share=0.05,
+        shrinkage=0.08,
         mse=0.031,
-        firing_rate=draw.uniform(0.05, 0.2, features),
+        firing_rate=rate,
         n_train_tokens=200_000,
         n_heldout_tokens=20_000,
+        n_spliced_tokens=4_000,
+        floors=floors,
+        stability=draw.uniform(0.3, 1, features) if size == 1 else None,
+        crosscoder=None,
+    )
+
+
+def some_weights(decoder: np.ndarray) -> SAEWeights:
+    """A tied dictionary without biases."""
+    features, width = decoder.shape
+    biases = {"b_enc": np.zeros(features, np.float32), "b_dec": np.zeros(width, np.float32)}
+    config = {"architecture": "standard", "d_in": width, "d_sae": features}
+    return SAEWeights(config, {"W_dec": decoder, "W_enc": decoder.T.copy(), **biases})
+
+
+def a_match(left: SAERecord, right: SAERecord, relation: str) -> Match:
+    """Cosines of 0.5 to 1, the last feature matched best, beside random ones of 0.6 on average."""
+    n, m = left.n_features, right.n_features
+    cosines, index = np.linspace(0.5, 1, max(n, m)), np.arange(max(n, m))
+    return Match(
+        relation=relation,
+        left=left.name,
+        right=right.name,
+        left_largest=cosines[:n],
+        right_largest=cosines[:m],
+        left_nearest=index[:n] % m,
+        right_nearest=index[:m] % n,
+        left_assigned=np.where(index[:n] < m, cosines[:n], np.nan),
+        right_assigned=np.where(index[:m] < n, cosines[:m], np.nan),
+        left_partner=np.where(index[:n] < m, index[:n], -1),
+        right_partner=np.where(index[:m] < n, index[:m], -1),
+        left_null=0.61,
+        right_null=0.58,
+        null_assigned=0.31,
+        left_null_99=0.8,
+        right_null_99=0.78,
     )
 
 
@@ -206,14 +261,18 @@ def an_sae_set() -> SAESet:
         for site in sites
         for size in (1.0, 2.0)
     )
-    draw = np.random.default_rng(2)
-    names = [f"{side} {site}" for side in ("base", "tuned") for site in sites]
+    found = {(sae.side, sae.site, sae.size): sae for sae in saes}
+    sizes = [
+        a_match(found[side, site, 1.0], found[side, site, 2.0], "sizes") for side in ("base", "tuned") for site in sites
+    ]
+    sides = [
+        a_match(found["base", site, size], found["tuned", site, size], "sides") for site in sites for size in (1.0, 2.0)
+    ]
     return SAESet(
         saes=saes,
         pair="0123456789abcdef",
-        mmcs={name: np.sort(draw.uniform(0.5, 1, 8)) for name in names},
-        mmcs_control=dict.fromkeys(names, 0.31),
-        curve={f"{names[0]} x1": np.exp(-np.arange(50) / 10)},
+        matches=(*sizes, *sides),
+        curve={saes[0].name: np.exp(-np.arange(50) / 10)},
     )
 
 

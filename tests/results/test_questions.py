@@ -61,9 +61,9 @@ def test_a_set_in_which_no_sae_passes_is_refused_with_every_reason() -> None:
 
 
 def test_an_sae_no_better_than_untrained_fails_though_it_is_above_the_fixed_floor() -> None:
-    sae = dataclasses.replace(
-        samples.an_sae("tuned", SITES[4], explained_variance=0.7), untrained_explained_variance=0.8
-    )
+    sae = samples.an_sae("tuned", SITES[4], explained_variance=0.7)
+    better = dataclasses.replace(sae.floors["untrained"], explained_variance=0.8)
+    sae = dataclasses.replace(sae, floors={"untrained": better})
     assert sae.failures == ("explained variance 0.70 < 0.80",)
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from lfp_lens.parts.pair import Pair, load_pair
-from lfp_lens.results.train_sae import SAERecord, SAESet, SAEWeights
-from tests.tiny import NEGATIVE, POSITIVE, WORDS, perturbed, tiny_model, tiny_tokenizer
+from lfp_lens.results.train_sae import SAESet, SAEWeights
+from tests.tiny import NEGATIVE, POSITIVE, WORDS, perturbed, sae_record, tiny_model, tiny_tokenizer
 
 SITE, OTHER_SITE = "blocks.2.hook_mlp_out", "blocks.1.hook_mlp_out"
 N_FEATURES = 24
@@ -69,13 +69,11 @@ def planted_saes(
     }  # fmt: skip
     weights = SAEWeights(config, {name: tensor.contiguous().numpy() for name, tensor in tensors.items()})
     records = tuple(
-        SAERecord(
-            side=side, site=site, size=1.5, architecture="standard", seed=0, weights=weights,
-            explained_variance=0.9 if good else 0.1, untrained_explained_variance=0.0, kl_recovered=0.9,
-            ce_recovered=0.9, l0=float(N_FEATURES), dead_share=0.0, mse=0.1, firing_rate=np.full(N_FEATURES, 0.95),
-            n_train_tokens=1, n_heldout_tokens=1,
+        sae_record(
+            weights, side, site, explained_variance=0.9 if good else 0.1, l0=float(N_FEATURES),
+            firing_rate=np.full(N_FEATURES, 0.95),
         )
         for side in ("base", "tuned")
         for site in sites
     )  # fmt: skip
-    return SAESet(records, pair.fingerprint, {}, {}, {})
+    return SAESet(records, pair.fingerprint, (), {})

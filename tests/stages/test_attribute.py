@@ -195,7 +195,7 @@ def test_features_that_never_fire_have_no_effect_and_no_rank() -> None:
         ({"scalar": "valance"}, "Unknown scalar 'valance'. Did you mean 'valence'?"),
         ({"texts": TEXTS[:7]}, "needs at least 8; 7 given."),
         ({"gate": "no"}, "Unknown gate 'no'"),
-        ({"side": "both"}, "No SAE matches {'side': 'both'"),
+        ({"side": "both"}, "No SAE matches side='both'"),
         ({"size": 3.0}, "No SAE matches"),
         ({"lexicon": "vadr"}, "Unknown lexicon 'vadr'"),
         ({"lexicon": {"unheard": 1.0}}, "0 different lexicon words occur in the 40 texts; 10 are needed"),

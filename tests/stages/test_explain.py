@@ -74,7 +74,7 @@ def test_a_right_description_detects_and_a_shuffled_one_does_not(labels: Labels)
 
 
 def test_a_feature_that_never_fires_is_passed_over_though_it_matches_best(labels: Labels, saes: SAESet) -> None:
-    assert np.argmax(saes.mmcs[f"tuned {SITE}"]) == 4
+    assert saes.match(saes.one(SITE)).ranked()[0] == 4
     assert labels.index.tolist() == [0, 1, 2, 3]
 
 
@@ -281,7 +281,7 @@ def test_texts_that_cannot_do_are_refused(pair: Pair, saes: SAESet, texts: Any, 
 
 def test_matching_needs_two_sizes_and_ranks_the_smallest(pair: Pair, saes: SAESet) -> None:
     with pytest.raises(LensError, match="needs tuned SAEs of two sizes"):
-        explain(pair, dataclasses.replace(saes, mmcs={}), TEXTS)
+        explain(pair, dataclasses.replace(saes, matches=()), TEXTS)
     larger = tuple(dataclasses.replace(sae, size=2.0) for sae in saes.saes)
     with pytest.raises(LensError, match=r"has size 1 at blocks\.0\.hook_mlp_out; size=2 was asked for"):
         explain(pair, dataclasses.replace(saes, saes=saes.saes + larger), TEXTS, size=2.0)

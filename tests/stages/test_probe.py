@@ -12,12 +12,13 @@ from scipy import stats
 from lfp_lens.core.errors import GateError, LensError
 from lfp_lens.parts.pair import Pair, load_pair
 from lfp_lens.parts.readings import random_vectors
-from lfp_lens.results import Learned, SAERecord, SAESet, Triples
+from lfp_lens.results import Learned, SAESet, Triples
 from lfp_lens.results.train_sae import SAEWeights
 from lfp_lens.stages.probe import probe
 from lfp_lens.stages.probe.grid import Rows, cross_predict, fit_grid, per_word
 from lfp_lens.stages.probe.values import p_of_wrong_sign, zero_of
 from lfp_lens.stages.probe.words import choose, matched_neutrals
+from tests.tiny import sae_record
 
 # An invented language: no word is English, and no two share a stem.
 SYLLABLES = [left + vowel for left in "bdfgklmnprtvz" for vowel in "aiu"]
@@ -106,15 +107,12 @@ def saes(pair: Pair, *, sides: tuple[str, ...] = ("base", "tuned"), dead: bool =
     }  # fmt: skip
     weights = SAEWeights(config, {name: tensor.contiguous().numpy() for name, tensor in tensors.items()})
     records = tuple(
-        SAERecord(
-            side=side, site=SITE, size=2.0, architecture="standard", seed=0, weights=weights,
-            explained_variance=0.99 if good else 0.1, untrained_explained_variance=0.0, kl_recovered=0.99,
-            ce_recovered=0.99, l0=16.0, dead_share=0.0, mse=0.0, firing_rate=np.full(2 * WIDTH, 0.5),
-            n_train_tokens=1, n_heldout_tokens=1,
+        sae_record(
+            weights, side, SITE, explained_variance=0.99 if good else 0.1, l0=16.0, firing_rate=np.full(2 * WIDTH, 0.5)
         )
         for side in sides
     )  # fmt: skip
-    return SAESet(records, pair.fingerprint, {}, {}, {})
+    return SAESet(records, pair.fingerprint, (), {})
 
 
 def triples(n: int = 120, lexicon: dict[str, float] = LEXICON) -> Triples:

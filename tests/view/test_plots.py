@@ -37,44 +37,6 @@ def test_smoothing_leaves_a_constant_and_a_single_step_as_they_are() -> None:
     assert plots._smoothed(np.array([3.0])) == [3.0]
 
 
-def test_divergence_scales_each_measure_to_its_own_maximum_and_keeps_the_number_for_hover() -> None:
-    figure = plots.divergence({"parameter_sum": np.array([1.0, 4.0]), "activation_relative": np.zeros(2)})
-    assert list(figure.data[0].y) == [0.25, 1.0]
-    assert list(figure.data[0].customdata) == [1.0, 4.0]
-    assert list(figure.data[1].y) == [0.0, 0.0]
-
-
-def test_positions_without_tokens_are_not_drawn() -> None:
-    figure = plots.kl_by_position(np.array([0.1, 0.2, np.nan]), np.array([5, 3, 0]))
-    assert list(figure.data[0].x) == [0, 1]
-
-
-def test_a_failing_sae_is_a_cross_and_an_extreme_control_stays_in_view_with_its_number() -> None:
-    frame = pd.DataFrame(
-        {
-            "side": ["tuned", "tuned"],
-            "site": [HOSTILE, "b"],
-            "size": [1.0, 2.0],
-            "explained_variance": [0.9, 0.3],
-            "untrained_explained_variance": [-7.0, 0.1],
-            "l0": [3.0, 5.0],
-            "fails": ["", "explained variance"],
-        }
-    )
-    trained, control = plots.sae_quality(frame).data
-    assert list(trained.marker.symbol) == ["circle", "x"]
-    assert control.y[0] == plots.EDGE and control.customdata[0] == -7.0
-    assert "<a" not in trained.text[0]
-
-
-def test_the_drawn_gate_is_the_gate_that_results_apply() -> None:
-    from inspect import signature
-
-    from lfp_lens.results.train_sae import MIN_EXPLAINED_VARIANCE
-
-    assert signature(plots.sae_quality).parameters["threshold"].default == MIN_EXPLAINED_VARIANCE
-
-
 def test_rejections_are_drawn_most_first_with_what_was_kept_on_top() -> None:
     bar = plots.rejections({"few": 2, "many": 9}, kept=4).data[0]
     assert list(bar.y) == ["few", "many", "kept"]

@@ -62,14 +62,14 @@ def _best_matched(saes: SAESet, site: str, side: str, size: float | None) -> np.
             f"select='mmcs' ranks the features of the smallest SAE, which has size {smallest.size:g} at "
             f"{site}; size={size:g} was asked for. Leave size out, or use select='attribution' or 'all'."
         )
-    cosines = saes.mmcs.get(f"{side} {site}")
-    if cosines is None:
+    if not any((match.relation, match.left) == ("sizes", smallest.name) for match in saes.matches):
         raise LensError(
             f"select='mmcs' needs {side} SAEs of two sizes at {site}, whose features can be matched. Train "
             "with sizes=(1, 2), or use select='attribution' or 'all'."
         )
-    assert len(cosines) == smallest.n_features, (len(cosines), smallest.n_features)
-    return np.argsort(-cosines, kind="stable")
+    ranked = saes.match(smallest, "sizes").ranked()
+    assert len(ranked) == smallest.n_features, (len(ranked), smallest.n_features)
+    return ranked
 
 
 def _strongest(

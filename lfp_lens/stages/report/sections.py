@@ -11,8 +11,8 @@ from lfp_lens.results import Ablation, Divergence, Effects, Labels, Learned, SAE
 from lfp_lens.stages.report import published
 from lfp_lens.stages.report.headline import FDR, among_random, sign_of, twin_name
 from lfp_lens.stages.report.prose import WORDS
-from lfp_lens.stages.report.tables import agreements, answer_key, detection, examples, matching, mean_kl
-from lfp_lens.view import page, plots
+from lfp_lens.stages.report.tables import agreements, answer_key, detection, examples, mean_kl, seed_facts
+from lfp_lens.view import layers, page
 from lfp_lens.view.page import Section
 
 if TYPE_CHECKING:
@@ -50,17 +50,24 @@ def diverge(divergence: Divergence, results: Mapping[str, Any]) -> Section:
     k = min(5, len(divergence.sites))
     facts = {
         "furthest sites, published measure": ", ".join(divergence.top(k)),
+        **seed_facts(divergence),
+    }
+    tables = [page.table(divergence.to_frame(), "Every layer")]
+    tables += [page.table(null.to_frame(), f"The replicate {null.name}, by measure") for null in divergence.seed_nulls]
+    if divergence.kl_by_position is None or divergence.tokens_by_position is None:
+        return _section("diverge", facts | {"n": "weights only: no text was read"}, divergence.plot(), tables)
+    facts |= {
         "furthest sites, activations": ", ".join(divergence.top(k, by="activation_relative")),
         "KL of the next token": mean_kl(divergence),
         "n": f"{divergence.n_texts:,} held-out texts, {divergence.n_tokens:,} tokens",
     }
-    made = _section("diverge", facts, divergence.plot(), [page.table(divergence.to_frame(), "Every layer")])
-    positions = plots.kl_by_position(divergence.kl_by_position, divergence.tokens_by_position)
+    made = _section("diverge", facts, divergence.plot(), tables)
+    positions = layers.kl_by_position(divergence.kl_by_position, divergence.tokens_by_position)
     return replace(made, figures=[*made.figures, (positions, "Mean KL(tuned || base) of the next token.")])
 
 
 def train_sae(saes: SAESet, results: Mapping[str, Any]) -> Section:
-    """Show the quality of every SAE and the matching of sizes beside its control."""
+    """Show the quality of every SAE beside its floors, and who found whose features again beside the null."""
     quality = saes.to_frame()
     quality.insert(3, "fails", quality.pop("fails"))
     facts = {
@@ -70,7 +77,7 @@ def train_sae(saes: SAESet, results: Mapping[str, Any]) -> Section:
     }
     fragments = [
         page.table(quality, "Quality"),
-        page.table(matching(saes), "Matching of small and large SAE, beside its control"),
+        page.table(saes.matches_frame(), "Features found again: by the larger SAE, another seed, the other model"),
     ]
     return _section("train_sae", facts, saes.plot(), fragments)
 

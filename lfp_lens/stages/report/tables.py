@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lfp_lens.core.stats import Estimate, RankAgreement
-from lfp_lens.results import Divergence, Labels, Learned, SAESet
+from lfp_lens.results import Divergence, Labels, Learned
 from lfp_lens.stages.report.headline import planted_flips, twin_name
 from lfp_lens.view import page
 from lfp_lens.view.tokens import token_html
@@ -18,23 +18,20 @@ SHOWN_EXAMPLES = 3
 
 
 def mean_kl(divergence: Divergence) -> str:
-    """Give the KL of the next token averaged over all tokens."""
-    tokens = divergence.tokens_by_position
-    if not tokens.sum():
-        return "no tokens"
-    seen = tokens > 0
-    return f"{np.average(divergence.kl_by_position[seen], weights=tokens[seen]):.4f} nats per token"
+    """Give the KL of the next token averaged over all tokens, with its interval over texts."""
+    return "no tokens" if divergence.kl is None else f"{divergence.kl} texts, nats per token"
 
 
-def matching(saes: SAESet) -> "pd.DataFrame":
-    """Give MMCS by site beside that of random dictionaries of the same sizes."""
-    import pandas as pd
-
-    rows = [
-        (name, float(np.mean(cosines)), saes.mmcs_control.get(name, np.nan), len(cosines))
-        for name, cosines in saes.mmcs.items()
-    ]
-    return pd.DataFrame(rows, columns=["sae", "mmcs", "random_dictionaries", "n"])
+def seed_facts(divergence: Divergence) -> dict[str, str]:
+    """Say for each replicate how far another seed repeats the published ranking."""
+    facts = {}
+    for null in divergence.seed_nulls:
+        found = null.agreement()
+        facts[f"another seed ({null.name}), published measure"] = (
+            f"tau-b {found.tau:.2f}, p={found.p_value:.2g}; {found.shared} of the top {found.k} shared ({found.chance:.1f} by "
+            f"chance); {found.noise_share:.0%} of the squared movement not shared"
+        )
+    return facts
 
 
 def agreements(learned: Learned) -> "pd.DataFrame":
