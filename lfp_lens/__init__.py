@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from lfp_lens.core.errors import GateError as GateError
     from lfp_lens.core.errors import LensError as LensError
     from lfp_lens.core.store import Store as Store
+    from lfp_lens.parts.cache import ActivationCache as ActivationCache
+    from lfp_lens.parts.cache import cache as cache
+    from lfp_lens.parts.cache import open_cache as open_cache
     from lfp_lens.parts.pair import Pair as Pair
     from lfp_lens.parts.pair import load_pair as load_pair
     from lfp_lens.parts.preferences import Preferences as Preferences
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from lfp_lens.pipeline import open_run as open_run
     from lfp_lens.pipeline import run as run
     from lfp_lens.results import Ablation as Ablation
+    from lfp_lens.results import Crosscoder as Crosscoder
     from lfp_lens.results import Divergence as Divergence
     from lfp_lens.results import Effects as Effects
     from lfp_lens.results import FeatureSet as FeatureSet
@@ -58,12 +62,13 @@ _HOMES = {
     "stages.explain": ("explain",),
     "stages.ablate": ("ablate",),
     "stages.report": ("report",),
+    "parts.cache": ("ActivationCache", "cache", "open_cache"),
     "parts.pair": ("Pair", "load_pair"),
     "parts.preferences": ("Preferences", "load_preferences"),
     "parts.reward_models": ("RewardModel", "load_reward_model"),
     "parts.texts": ("load_texts",),
     "results": (
-        "Ablation", "Divergence", "Effects", "FeatureSet", "Labels", "Learned", "Report", "SAERecord",
+        "Ablation", "Crosscoder", "Divergence", "Effects", "FeatureSet", "Labels", "Learned", "Report", "SAERecord",
         "SAESet", "Triples", "Tuning",
     ),
     "core.errors": ("GateError", "LensError"),

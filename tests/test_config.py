@@ -3,7 +3,7 @@
 import importlib
 import inspect
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 
@@ -19,6 +19,7 @@ from lfp_lens.config import (
     section_fields,
     with_values,
 )
+from lfp_lens.config.sections import TAKES_K, TAKES_L1
 from lfp_lens.core.errors import LensError
 
 NOT_IN_A_SECTION = {
@@ -61,7 +62,17 @@ def test_a_sections_values_and_defaults_are_the_verbs_own(verb: str) -> None:
 )
 def test_the_names_a_key_takes_are_those_that_exist(key: str, home: str, registry: str) -> None:
     known = getattr(importlib.import_module(home), registry)
-    assert sorted(get_args(field_of(key).annotation)) == sorted(known)
+    annotation = field_of(key).annotation
+    # A key that takes one or several names is a union whose first part is the names.
+    names = annotation if get_origin(annotation) is Literal else get_args(annotation)[0]
+    assert sorted(get_args(names)) == sorted(known)
+
+
+@pytest.mark.parametrize(("setting", "takers"), [("l1", TAKES_L1), ("k", TAKES_K)])
+def test_the_architectures_that_take_a_setting_are_those_that_do(setting: str, takers: tuple[str, ...]) -> None:
+    from lfp_lens.parts.saes import ARCHITECTURES, takes
+
+    assert sorted(takers) == sorted(name for name in ARCHITECTURES if takes(name, setting))
 
 
 def test_every_key_says_what_it_is_and_what_it_takes() -> None:
@@ -405,7 +416,7 @@ def test_every_wrong_key_of_a_file_is_named_with_the_file(tmp_path: Path) -> Non
         ({"tuned": "x", "finetune": {"steps": 9}}, r"tuned = \"x\" contradicts \[finetune\] steps"),
         (
             {"train_sae": {"k": 8}},
-            r"train_sae\.k = 8 contradicts train_sae\.architecture = 'standard'.*topk, batchtopk",
+            r"train_sae\.k = 8 contradicts train_sae\.architecture = \"standard\".*topk, batchtopk",
         ),
         (
             {"train_sae": {"l1": 0.1, "architecture": "topk"}},
@@ -419,8 +430,8 @@ def test_every_wrong_key_of_a_file_is_named_with_the_file(tmp_path: Path) -> Non
         ),
         ({"train_sae": {"sizes": [1, 1]}}, r"train_sae\.sizes = \[1, 1\]: 1 is given twice\."),
         (
-            {"train_sae": {"sides": ["both"]}},
-            r"train_sae\.sides = \[\"both\"\]: expected a list of base, tuned\.",
+            {"train_sae": {"sides": ["bose"]}},
+            r"train_sae\.sides = \[\"bose\"\]: expected a list of base, tuned, difference, both\.",
         ),
         ({"train_sae": {"sizes": [1]}}, r"explain\.select = \"mmcs\" contradicts train_sae\.sizes = \[1\]"),
         (

@@ -21,6 +21,27 @@ SwitchOrNone = Annotated[bool | None, Field(title="true or false, or no such key
 Size = Annotated[int | float, Field(gt=0)]
 SizeOrNone = Annotated[Size | None, Field(title="one of train_sae.sizes, or no such key (the smallest)")]
 Side = Literal["base", "tuned"]
+SAESide = Literal["base", "tuned", "difference", "both"]
+Architecture = Literal["standard", "tied", "topk", "batchtopk", "matryoshka", "jumprelu", "gated"]
+Architectures = Annotated[
+    Architecture | Annotated[tuple[Architecture, ...], Field(min_length=1)],
+    Field(title="one or a list of standard, tied, topk, batchtopk, matryoshka, jumprelu, gated"),
+]
+_FromZero = Annotated[int | float, Field(ge=0)]
+_AboveZero = Annotated[int | float, Field(gt=0)]
+_Whole = Annotated[int, Field(ge=1)]
+NotNegativesOrNone = Annotated[
+    _FromZero | Annotated[tuple[_FromZero, ...], Field(min_length=1)] | None,
+    Field(title="a number of at least 0, a list of such numbers, or no such key"),
+]
+Positives = Annotated[
+    _AboveZero | Annotated[tuple[_AboveZero, ...], Field(min_length=1)],
+    Field(title="a number above 0, or a list of such numbers"),
+]
+CountsOrNone = Annotated[
+    _Whole | Annotated[tuple[_Whole, ...], Field(min_length=1)] | None,
+    Field(title="a whole number of at least 1, a list of such numbers, or no such key"),
+]
 Reward = Annotated[
     Annotated[str, Field(min_length=1)]
     | Annotated[tuple[tuple[Annotated[str, Field(min_length=1)], float], ...], Field(min_length=1)],

@@ -5,30 +5,35 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from lfp_lens.config.kinds import (
+    Architectures,
     AtLeastTwo,
     Count,
-    CountOrNone,
+    CountsOrNone,
     NotNegative,
-    NotNegativeOrNone,
+    NotNegativesOrNone,
     Number,
-    Positive,
+    Positives,
+    SAESide,
     Side,
     Size,
     SizeOrNone,
+    Switch,
     Text,
     TextOrNone,
 )
-from lfp_lens.config.strict import Strict, refuse_repeats
+from lfp_lens.config.strict import Strict, refuse_repeats, toml_value
 from lfp_lens.core.errors import LensError
 
 TAKES_L1 = ("standard", "tied", "gated")
-TAKES_K = ("topk", "batchtopk")
+TAKES_K = ("topk", "batchtopk", "matryoshka")
 
 
 class DivergeConfig(Strict):
     """`[diverge]`: where the two models differ."""
 
     section = "diverge"
+    replicates: Annotated[tuple[Text, ...], Field(title="a list of tuned checkpoints")] = ()
+    """Other tunings that differ by their seed only: they say how much of a ranking is noise."""
     max_tokens: Count = 128
     """Tokens read of each text."""
 
@@ -39,36 +44,55 @@ class TrainSAEConfig(Strict):
     section = "train_sae"
     sizes: Annotated[tuple[Size, ...], Field(min_length=1, title="a list of numbers above 0")] = (1, 2)
     """Features divided by the site's width, one SAE for each."""
-    sides: Annotated[tuple[Side, ...], Field(min_length=1, title="a list of base, tuned")] = ("base", "tuned")
-    """Whose activations SAEs are trained on."""
-    architecture: Literal["standard", "tied", "topk", "jumprelu", "gated", "batchtopk"] = "standard"
-    """The kind of SAE."""
-    l1: NotNegativeOrNone = None
+    sides: Annotated[
+        tuple[SAESide, ...], Field(min_length=1, title="a list of base, tuned, difference, both")
+    ] = ("base", "tuned")
+    """Whose activations SAEs are trained on; `difference` is tuned - base, `both` a crosscoder of the two."""
+    architecture: Architectures = "standard"
+    """The kind of SAE; of several, later verbs read the first."""
+    l1: NotNegativesOrNone = None
     """Weight of the L1 norm, for standard, tied and gated; not given: the architecture's own."""
-    k: CountOrNone = None
-    """Features active per token, for topk and batchtopk; not given: an eighth of the site's width."""
-    lr: Positive = 1e-3
+    k: CountsOrNone = None
+    """Features active per token, for topk, batchtopk and matryoshka; not given: an eighth of the site's width."""
+    lr: Positives = 1e-3
     """Learning rate."""
+    replicates: Count = 1
+    """SAEs of each kind, from as many seeds: two or more tell how stable a feature is."""
     tokens: Count = 200_000
     """Training tokens per SAE."""
     batch_tokens: Count = 1024
     """Tokens per optimisation step."""
+    buffer_tokens: Count = 32_768
+    """Tokens shuffled together; memory is this times sites times their width."""
     max_tokens: Count = 128
     """Tokens read of each text."""
     heldout_tokens: Count = 20_000
-    """Tokens that quality is measured on."""
+    """Tokens that reconstruction is measured on."""
+    spliced_tokens: Count = 4_096
+    """Predictions that KL and CE recovered are measured on."""
+    random_twin: Switch = True
+    """Whether SAEs are also trained on a model with random weights, as a floor."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """What products are computed in."""
+    from_sae: TextOrNone = None
+    """An SAE to start from: a SAELens folder or an original checkpoint."""
+    cache: TextOrNone = None
+    """A folder for the activations of the training texts; not given: they are not written."""
 
     @model_validator(mode="after")
     def _agrees(self) -> "TrainSAEConfig":
+        given = self.architecture if isinstance(self.architecture, tuple) else (self.architecture,)
         for key, takers in (("l1", TAKES_L1), ("k", TAKES_K)):
-            if getattr(self, key) is not None and self.architecture not in takers:
+            if getattr(self, key) is not None and not set(given) & set(takers):
                 raise LensError(
-                    f"train_sae.{key} = {getattr(self, key)} contradicts "
-                    f"train_sae.architecture = {self.architecture!r}, which has no {key}. "
+                    f"train_sae.{key} = {toml_value(getattr(self, key))} contradicts "
+                    f"train_sae.architecture = {toml_value(self.architecture)}, which has no {key}. "
                     f"Remove {key}, or choose one of {', '.join(takers)}."
                 )
-        for key in ("sizes", "sides"):
-            refuse_repeats(f"train_sae.{key}", getattr(self, key))
+        for key in ("sizes", "sides", "architecture", "l1", "k", "lr"):
+            values = getattr(self, key)
+            if isinstance(values, tuple):
+                refuse_repeats(f"train_sae.{key}", values)
         return self
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lfp_lens.core.errors import LensError
-from lfp_lens.doctor.pace import measure, sae_step
+from lfp_lens.doctor.pace import measure
 from lfp_lens.doctor.shapes import Shape, shape_of
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ LEXICON_SECONDS = 5e-4
 """To decode and score one completion by a lexicon (spaCy's tokenizer), as measured on two ordinary cores."""
 TEXT_BATCH = 32
 """Texts that models read at once outside of tuning, about."""
-MIX_BATCHES = 16
-"""Batches in the shuffle buffer of `train_sae`."""
 TRAINER = {"rloo": 1.3, "grpo": 1.3, "sft": 1.3, "reward_model": 1.3, "dpo": 2.0, "kto": 2.0}
 """What TRL's trainers take, relative to bare reading and learning: metrics, collation, logits once more (on imdb-neox-2m)."""
 REFERENCE_COPIED = ("rloo", "grpo", "dpo", "kto")
@@ -178,45 +176,6 @@ def _tuning_memory(plan: Plan, shape: Shape) -> tuple[float, str]:
 def _trained(plan: Plan, shape: Shape) -> int:
     rank = plan.values["lora"]
     return rank * shape.projections if rank else shape.weights
-
-
-def dictionaries_cost(config: "RunConfig", shape: Shape, *, is_timed: bool) -> Cost:
-    """Estimate `train_sae`."""
-    given = config.train_sae
-    sites = min(config.sites, shape.layers) if isinstance(config.sites, int) else len(config.sites)
-    widths = [max(1, int(part * shape.width)) for part in given.sizes]
-    n_saes = sites * len(given.sizes) * len(given.sides)
-    steps = max(1, given.tokens // given.batch_tokens)
-    bytes_of_one_of_each = FP32 * 2 * shape.width * sum(widths)
-    models = 4 * FP32 * shape.weights
-    # Weights, gradient, two moments and the untrained twin, for the SAEs of one side; then those that are kept.
-    training = 5 * sites * bytes_of_one_of_each + len(given.sides) * 2 * sites * bytes_of_one_of_each
-    held = FP32 * shape.width * sites * (2 * MIX_BATCHES * given.batch_tokens + given.heldout_tokens)
-    disk = sites * len(given.sides) * bytes_of_one_of_each
-    seconds, told = None, ""
-    if is_timed:
-        of_steps = len(given.sides) * sites * steps * sum(
-            sae_step("cpu", given.batch_tokens, shape.width, width) for width in widths
-        )  # fmt: skip
-        context = getattr(shape.config, "max_position_embeddings", None) or given.max_tokens
-        length = min(given.max_tokens, context)
-        reads = [
-            measure(shape, config.device, TEXT_BATCH, length, predicted=part).read / (TEXT_BATCH * length)
-            for part in (0, None)
-        ]
-        filled = min(MIX_BATCHES, max(2, steps // 4)) * given.batch_tokens
-        harvest = len(given.sides) * (given.tokens + filled) * reads[0]
-        splices = len(given.sides) * given.heldout_tokens * reads[1] * (2 + sites + sites * len(given.sizes))
-        seconds = of_steps + harvest + splices
-        told = (
-            f"{n_saes} SAEs of {steps} steps {duration(of_steps)}, activations of {given.tokens:,} tokens of each side "
-            f"{duration(harvest)}, quality {duration(splices)}"
-        )
-    memory_told = (
-        f"base and tuned, each twice (Hugging Face, TransformerLens) {size(models)}, SAEs with Adam's moments {size(training)}, "
-        f"activations {size(held)}, libraries {size(LIBRARIES)}"
-    )
-    return Cost(seconds, told, models + training + held + LIBRARIES, memory_told, disk, f"{n_saes} SAEs")
 
 
 def _is_bf16(given: bool | None, device: str) -> bool:

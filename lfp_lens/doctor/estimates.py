@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lfp_lens.core.errors import LensError
-from lfp_lens.doctor.costs import Cost, dictionaries_cost, duration, size, tuning_cost
+from lfp_lens.doctor.costs import Cost, duration, size, tuning_cost
+from lfp_lens.doctor.dictionaries import dictionaries_cost
 from lfp_lens.doctor.machine import Finding, is_here, memory
 from lfp_lens.doctor.money import Prices, calls
 from lfp_lens.doctor.shapes import Shape, shape_of

@@ -109,14 +109,14 @@ class ActivationCache:
     def places(self, texts: TextBatches) -> list[list["Place"]]:
         """Give where each text of each batch lies; a text that occurs again lies where its own batch put it."""
         times: Counter[str] = Counter()
-        found = []
-        for rows in texts.rows:
-            keys = [_key(texts.encoded[row].ids) for row in rows]
-            found.append([])
-            for key in keys:
-                found[-1].append(self._places[key][min(times[key], len(self._places[key]) - 1)])
-                times[key] += 1
-        return found
+
+        def next_place(row: int) -> Place:
+            key = _key(texts.encoded[row].ids)
+            places = self._places[key]
+            times[key] += 1
+            return places[min(times[key], len(places)) - 1]
+
+        return [[next_place(row) for row in rows] for rows in texts.rows]
 
     def has(self, text: Encoded) -> bool:
         """Tell whether the activations of this text are in it."""

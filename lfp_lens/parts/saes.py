@@ -1,4 +1,8 @@
-"""SAE architectures by name, and the ways between our records and SAELens' modules."""
+"""SAE architectures by name, and the ways between our records and SAELens' modules.
+
+Every training SAE is SAELens' class, or one of ours that takes the same step in fewer products (`parts.lean_saes`,
+`parts.sparse_topk`).
+"""
 
 import inspect
 import math
@@ -35,10 +39,12 @@ def quiet_sae_lens() -> Any:
 @ARCHITECTURES.add("standard")
 def _standard(d_in: int, d_sae: int, steps: int, l1: float | None = None) -> Any:
     lens = quiet_sae_lens()
+    from lfp_lens.parts.lean_saes import LeanStandardTrainingSAE
+
     config = lens.StandardTrainingSAEConfig(
         d_in=d_in, d_sae=d_sae, l1_coefficient=2.0 if l1 is None else l1, l1_warm_up_steps=steps // 10, **SCALED
     )
-    return lens.StandardTrainingSAE(config)
+    return LeanStandardTrainingSAE(config)
 
 
 @ARCHITECTURES.add("tied")
@@ -51,22 +57,28 @@ def _tied(d_in: int, d_sae: int, steps: int, l1: float | None = None) -> Any:
 @ARCHITECTURES.add("topk")
 def _topk(d_in: int, d_sae: int, steps: int, k: int | None = None) -> Any:
     lens = quiet_sae_lens()
+    from lfp_lens.parts.sparse_topk import SparseTopKTrainingSAE
+
     config = lens.TopKTrainingSAEConfig(d_in=d_in, d_sae=d_sae, k=k or default_k(d_in, d_sae), **SCALED)
-    return lens.TopKTrainingSAE(config)
+    return SparseTopKTrainingSAE(config)
 
 
 @ARCHITECTURES.add("batchtopk")
 def _batchtopk(d_in: int, d_sae: int, steps: int, k: int | None = None) -> Any:
     lens = quiet_sae_lens()
+    from lfp_lens.parts.lean_saes import LeanBatchTopKTrainingSAE
+
     config = lens.BatchTopKTrainingSAEConfig(
         d_in=d_in, d_sae=d_sae, k=k or default_k(d_in, d_sae), topk_threshold_lr=_threshold_lr(steps), **SCALED
     )
-    return lens.BatchTopKTrainingSAE(config)
+    return LeanBatchTopKTrainingSAE(config)
 
 
 @ARCHITECTURES.add("matryoshka")
 def _matryoshka(d_in: int, d_sae: int, steps: int, k: int | None = None) -> Any:
     lens = quiet_sae_lens()
+    from lfp_lens.parts.lean_saes import LeanMatryoshkaTrainingSAE
+
     widths = sorted({width for width in (d_sae // 8, d_sae // 4, d_sae // 2, d_sae) if width})
     config = lens.MatryoshkaBatchTopKTrainingSAEConfig(
         d_in=d_in, d_sae=d_sae, k=k or default_k(d_in, d_sae), topk_threshold_lr=_threshold_lr(steps),
@@ -75,19 +87,21 @@ def _matryoshka(d_in: int, d_sae: int, steps: int, k: int | None = None) -> Any:
     with warnings.catch_warnings():
         # A dictionary of one feature has one level only, which SAELens thinks a mistake.
         warnings.simplefilter("ignore")
-        return lens.MatryoshkaBatchTopKTrainingSAE(config)
+        return LeanMatryoshkaTrainingSAE(config)
 
 
 @ARCHITECTURES.add("jumprelu")
 def _jumprelu(d_in: int, d_sae: int, steps: int) -> Any:
     lens = quiet_sae_lens()
+    from lfp_lens.parts.lean_saes import LeanJumpReLUTrainingSAE
+
     # SAELens' defaults move thresholds by the few values within 0.05 of them, and not the encoder: at 200,000 tokens
     # two thirds of all features are still active. So wide, and with the encoder's gradient, a tenth to a fifth are.
     config = lens.JumpReLUTrainingSAEConfig(
         d_in=d_in, d_sae=d_sae, l0_coefficient=0.6, l0_warm_up_steps=steps // 10, jumprelu_bandwidth=1.0,
         jumprelu_init_threshold=0.1, jumprelu_ste_to_input=True, **SCALED,
     )  # fmt: skip
-    return lens.JumpReLUTrainingSAE(config)
+    return LeanJumpReLUTrainingSAE(config)
 
 
 @ARCHITECTURES.add("gated")

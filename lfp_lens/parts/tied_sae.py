@@ -11,11 +11,18 @@ from typing import Any
 import torch
 from sae_lens import StandardSAEConfig
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY, register_sae_training_class
-from sae_lens.saes.sae import TrainCoefficientConfig, TrainingSAE, TrainingSAEConfig, TrainStepInput
+from sae_lens.saes.sae import (
+    TrainCoefficientConfig,
+    TrainingSAE,
+    TrainingSAEConfig,
+    TrainStepInput,
+    TrainStepOutput,
+)
 from torch import nn
 from torch.nn import functional
 
 from lfp_lens.core.errors import LensError
+from lfp_lens.parts.lean_saes import is_plain, relu_step
 
 
 @dataclass
@@ -74,6 +81,13 @@ class TiedTrainingSAE(TrainingSAE[TiedTrainingSAEConfig]):
         """Give features and pre-activations, both [N, F]."""
         hidden_pre = self.hook_sae_acts_pre(self.process_sae_in(x) @ self.W_enc + self.b_enc)
         return self.hook_sae_acts_post(torch.relu(hidden_pre)), hidden_pre
+
+    def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
+        """Give SAELens' step output, whose gradients are computed in closed form where nothing hooks in."""
+        if not is_plain(self):
+            return super().training_forward_pass(step_input)
+        rows_FD, l1 = self.W_dec, step_input.coefficients["l1"] * self.cfg.d_in
+        return relu_step(self, step_input, float(l1), rows_FD.T, rows_FD, weighted=False)
 
     def calculate_aux_loss(
         self,

@@ -3,6 +3,7 @@
 from lfp_lens.results.ablate import Ablation
 from lfp_lens.results.attribute import Effects
 from lfp_lens.results.contrast import Triples
+from lfp_lens.results.crosscoder import Crosscoder
 from lfp_lens.results.diverge import Divergence
 from lfp_lens.results.explain import Labels
 from lfp_lens.results.features import FeatureSet
@@ -14,6 +15,7 @@ from lfp_lens.results.world import World
 
 __all__ = [
     "Ablation",
+    "Crosscoder",
     "Divergence",
     "Effects",
     "FeatureSet",

@@ -147,6 +147,17 @@ class SAESet:
         """Draw reconstruction loss and sparsity by one setting (the paper's Figure 8); arguments as in `by`."""
         return sae_plots.sweep(self.by(name, **which), name)
 
+    def plot_stability(self, sae: SAERecord) -> "go.Figure":
+        """Draw how many features of an SAE other seeds found again, beside what random dictionaries of its shape give.
+
+        Raises `LensError` for an SAE with one seed only.
+        """
+        found = [one for one in self.matches if one.relation == "seeds" and sae.name in (one.left, one.right)]
+        if sae.stability is None or not found:
+            raise LensError(f"{sae.name} has no other seed to compare with: train it with replicates=2 or more.")
+        null, what = found[0], "largest cosine, mean over seeds"
+        return sae_plots.matching(sae.stability, null.left_null, null.left_null_99, sae.name, over=what)
+
     def to_frame(self) -> "pd.DataFrame":
         """Give one row per SAE with its quality, its floors (NaN where not measured) and what it fails."""
         import pandas as pd

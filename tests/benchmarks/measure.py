@@ -52,6 +52,23 @@ class Floor:
 
 
 @dataclass(frozen=True)
+class Growth:
+    """What something costs when there is more to do."""
+
+    bench: str
+    what: str
+    less: float
+    more: float
+    unit: str
+
+    def line(self) -> str:
+        """Give the JSON line; `ratio` is more over less."""
+        rounded = {"less": round(self.less, 2), "more": round(self.more, 2)}
+        return json.dumps({"bench": self.bench, "what": self.what, **rounded, "unit": self.unit,
+                           "ratio": round(self.more / self.less, 3)})  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Profile:
     """Where the CPU time of one step goes."""
 

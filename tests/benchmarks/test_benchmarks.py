@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks.__main__ import BENCHES, main
-from tests.benchmarks.measure import Comparison, Profile, Shape
+from tests.benchmarks.measure import Comparison, Floor, Growth, Profile, Shape
 from tests.benchmarks.ppo import ppo
+from tests.benchmarks.train_sae import flops_per_token
 
 QUICK_PEER = """
 import json, pathlib, sys
@@ -22,12 +23,13 @@ TINY = Shape(layers=5, width=16, heads=2, vocabulary=400, context=32)
 SMALL = {
     "harvest": {"texts": 2, "repeats": 1},
     "ppo": {"batch": 8, "new_tokens": 3, "turns": 2, "peer": (sys.executable, "-c", QUICK_PEER)},
-    "train_sae": {"tokens": 512, "peer_tokens": 256, "batch_tokens": 128, "precisions": ("fp32",)},
+    "sae_scale": {"short": 256, "long": 512, "tokens": 256, "batch_tokens": 128},
+    "train_sae": {"tokens": 1024, "peer_tokens": 512, "batch_tokens": 128, "precisions": ("fp32", "bf16")},
 }
 KEYS = {"bench", "what", "ours", "peer", "peer_name", "precision", "ratio", "unit"}
 
 
-@pytest.mark.parametrize("name", BENCHES)
+@pytest.mark.parametrize("name", [name for name in BENCHES if name != "sae_scale"])
 def test_a_benchmark_prints_comparisons_with_every_field(name: str) -> None:
     comparisons = [one for one in BENCHES[name](TINY, **SMALL[name]) if isinstance(one, Comparison)]
     assert comparisons
@@ -37,6 +39,18 @@ def test_a_benchmark_prints_comparisons_with_every_field(name: str) -> None:
         assert line["bench"] == name
         assert line["ours"] > 0
         assert line["peer"] > 0
+
+
+def test_growth_is_more_over_less_and_a_floor_tells_the_share_that_is_reached() -> None:
+    for growth in BENCHES["sae_scale"](TINY, **SMALL["sae_scale"]):
+        assert isinstance(growth, Growth)
+        assert json.loads(growth.line())["ratio"] == round(growth.more / growth.less, 3) > 0
+    assert json.loads(Floor("b", "w", 30.0, 40.0, "fp32", "u").line())["percent"] == 75
+
+
+def test_the_limit_counts_the_blocks_up_to_the_deepest_site_and_five_products_per_sae() -> None:
+    one_layer = 24 * 16**2 + 2 * 32 * 16
+    assert flops_per_token(TINY) == 5 * one_layer + 5 * 5 * 2 * 16 * (16 + 32)
 
 
 def test_the_ratio_is_ours_over_the_peer() -> None:
@@ -70,4 +84,4 @@ def test_a_peer_that_stops_or_is_missing_is_said(tmp_path: Path) -> None:
 
 def test_an_unknown_benchmark_is_refused_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["harvets"]) == 2
-    assert "There is no benchmark harvets. Known: harvest, ppo, train_sae." in capsys.readouterr().err
+    assert "There is no benchmark harvets. Known: harvest, ppo, sae_scale, train_sae." in capsys.readouterr().err

@@ -10,8 +10,9 @@ import pytest
 from lfp_lens import doctor
 from lfp_lens.config import RunConfig, load_config, with_values
 from lfp_lens.core.errors import LensError
-from lfp_lens.doctor import costs, pace
-from lfp_lens.doctor.costs import dictionaries_cost, duration, plan_of, size, tuning_cost
+from lfp_lens.doctor import costs, dictionaries, pace
+from lfp_lens.doctor.costs import duration, plan_of, size, tuning_cost
+from lfp_lens.doctor.dictionaries import dictionaries_cost
 from lfp_lens.doctor.money import Prices
 from lfp_lens.doctor.shapes import KNOWN, Shape, shape_of
 from tests.tiny import ARCHITECTURES, tiny_model
@@ -36,7 +37,8 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         return PACE
 
     monkeypatch.setattr(costs, "measure", measure)
-    monkeypatch.setattr(costs, "sae_step", lambda device, rows, width, features: 0.001 * features)
+    monkeypatch.setattr(dictionaries, "measure", measure)
+    monkeypatch.setattr(dictionaries, "sae_step", lambda device, rows, width, features: 0.001 * features)
     return asked
 
 
@@ -194,14 +196,19 @@ def test_dictionaries_cost_a_pass_and_a_step_for_each(steady: list[dict[str, Any
     config = with_values(config_of(), {"sites": 2, "train_sae.tokens": 10_240, "train_sae.heldout_tokens": 1000})
     cost = dictionaries_cost(config, shape_of("world"), is_timed=True)
     steps, per_token = 10, 1 / (32 * 96)
-    of_steps = 2 * 2 * steps * 0.001 * (64 + 128)
-    passes = 2 * (10_240 + 2 * 1024) + 2 * 1000 * (2 + 2 + 4)
-    assert cost.seconds == pytest.approx(of_steps + passes * per_token)
-    assert cost.disk == 4 * 2 * 2 * 2 * 64 * (64 + 128)
+    of_steps = 3 * 2 * steps * 0.001 * (64 + 128)
+    passes = 3 * (10_240 + 1000) + 4096 * 3 * 12
+    assert cost.seconds == pytest.approx(of_steps + passes * per_token), "base, tuned and the random twin"
+    assert cost.disk == 2 * 4 * 3 * 2 * 2 * 64 * (64 + 128), "each beside its untrained twin"
+    more = with_values(config, {"train_sae.sides": ["tuned", "both"], "train_sae.random_twin": False,
+                                "train_sae.l1": [0.1, 0.2], "train_sae.architecture": "standard", "train_sae.k": None})  # fmt: skip
+    found = dictionaries_cost(more, shape_of("world"), is_timed=True)
+    assert found.seconds == pytest.approx(2 * of_steps * 2 / 3 + (2 * 11_240 + 4096 * 3 * 16) * per_token)
 
 
 def test_an_estimate_names_every_verb_that_matters(hurried: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(costs, "measure", lambda *given, **named: PACE)
+    for module in (costs, dictionaries):
+        monkeypatch.setattr(module, "measure", lambda *given, **named: PACE)
     found = {finding.name: finding for finding in doctor.estimate("tiny")}
     verbs = [f"{verb}: {what}" for verb in ("finetune", "train_sae") for what in ("time", "memory", "disk")]
     assert list(found) == [*verbs, "explain: money"]
@@ -215,7 +222,8 @@ def test_what_does_not_fit_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("lfp_lens.doctor.estimates._memory", lambda device: (1e9, "in this machine"))
     usage = shutil.disk_usage(".")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**9))
-    monkeypatch.setattr(costs, "measure", lambda *given, **named: PACE)
+    for module in (costs, dictionaries):
+        monkeypatch.setattr(module, "measure", lambda *given, **named: PACE)
     found = {
         finding.name: finding
         for finding in doctor.estimate(with_values(load_config("gemma-2b-it-hh"), {"device": "cpu"}))

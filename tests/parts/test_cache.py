@@ -106,13 +106,13 @@ def test_the_size_is_told_before_anything_is_written(tmp_path: Path, capsys: pyt
 
 def test_what_does_not_fit_is_refused(stored: ActivationCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pair = tiny_pair()
-    with pytest.raises(LensError, match="holds another cache. Delete it, or choose another folder."):
+    with pytest.raises(LensError, match="holds another cache"):
         cache(pair, SITES[:1], TEXTS, stored.folder)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     with pytest.raises(LensError, match="is not empty and holds no cache"):
         cache(pair, SITES, TEXTS, tmp_path / "mine")
-    with pytest.raises(LensError, match="dtype is one of float32, bfloat16, float16; 'int8' given."):
+    with pytest.raises(LensError, match="dtype is one of float32, bfloat16, float16"):
         cache(pair, SITES, TEXTS, tmp_path / "new", dtype="int8")
     with pytest.raises(LensError, match=r"'blocks\.9\.hook_mlp_out' does not exist: the model has layers 0 to 2"):
         cache(pair, ["blocks.9.hook_mlp_out"], TEXTS, tmp_path / "new")
@@ -147,5 +147,5 @@ def test_a_damaged_shard_says_what_to_do(tmp_path: Path) -> None:
     made = cache(tiny_pair(), SITES, TEXTS, tmp_path / "one")
     (made.folder / "shard-00000.safetensors").write_bytes(b"no tensors")
     (text,) = encode(tiny_pair().tokenizer, TEXTS[:1], max_tokens=96)
-    with pytest.raises(LensError, match="cannot be read .* Make it anew."):
+    with pytest.raises(LensError, match=r"cannot be read .* Make it anew"):
         open_cache(made.folder).read(text, ("tuned", SITES[0]))

@@ -433,3 +433,22 @@ def test_a_start_whose_inputs_are_normalised_is_refused() -> None:
     weights.config["normalize_activations"] = "layer_norm"
     with pytest.raises(LensError, match=r"inputs are normalised \(layer_norm\) cannot be a start"):
         start_from(an_sae("standard"), weights, 1.0)
+
+
+def test_the_tied_step_in_closed_form_is_its_loss_and_its_gradient_by_autograd() -> None:
+    from sae_lens.saes.sae import TrainingSAE, TrainStepInput
+
+    gradients = []
+    for step_of in (type(an_sae("tied")), TrainingSAE):
+        sae = trained("tied")
+        sae.zero_grad()
+        step = TrainStepInput(sae_in=data(), coefficients={"l1": 0.05}, dead_neuron_mask=None, n_training_steps=0,
+                              is_logging_step=False)  # fmt: skip
+        out = step_of.training_forward_pass(sae, step)
+        out.loss.backward()
+        assert set(out.losses) == {"mse_loss", "l1_loss"}
+        gradients.append((float(out.loss.detach()), {name: weight.grad for name, weight in sae.named_parameters()}))
+    (loss, ours), (wanted, theirs) = gradients
+    assert loss == pytest.approx(wanted, rel=1e-6)
+    for name, gradient in theirs.items():
+        assert float((ours[name] - gradient).norm() / gradient.norm()) < 1e-5, name

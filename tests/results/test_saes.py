@@ -50,7 +50,7 @@ def test_no_two_saes_of_a_set_have_one_name() -> None:
     assert saes.saes[0].name == "tuned blocks.4.hook_mlp_out x1 standard seed 0 l1 0.1 lr 0.001"
 
 
-def test_the_width_of_a_crosscoder_is_that_of_both_models() -> None:
+def test_width_and_features_are_those_of_the_weights() -> None:
     assert samples.an_sae("tuned", SITES[4], 2.0).width == 8
     assert samples.an_sae("tuned", SITES[4], 2.0).n_features == 16
 
@@ -167,9 +167,23 @@ def test_the_match_of_an_sae_is_found_by_relation() -> None:
         saes.match(sae, "size")
 
 
+def test_stability_is_drawn_beside_random_dictionaries_and_needs_a_second_seed() -> None:
+    one, other = (samples.an_sae("tuned", SITES[4], seed=seed) for seed in (0, 1))
+    saes = SAESet((one, other), "pair", (samples.a_match(one, other, "seeds"),), {})
+    for sae in saes.saes:
+        assert sae.stability is not None
+        figure = saes.plot_stability(sae)
+        assert list(figure.data[0].x) == sae.stability.tolist()
+        assert [shape.x0 for shape in figure.layout.shapes] == [0.61, 0.8]
+    with pytest.raises(LensError, match="has no other seed to compare with"):
+        samples.an_sae_set().plot_stability(one)
+
+
 def test_matches_are_tabled_beside_their_null() -> None:
     frame = samples.an_sae_set().matches_frame()
     assert len(frame) == 8 and set(frame["relation"]) == {"sizes", "sides"}
     assert frame["left_null"].tolist() == [0.61] * 8
-    # Of eight cosines up to 0.73 none lies above 0.8; of sixteen up to 1 six do.
+    # Of sixteen cosines from 0.5 to 1 the first eight, which a smaller SAE has, end at 0.73.
     assert frame["above_null_99"].tolist()[0] == 0.0
+    large = frame[frame["n"] == 16]["above_null_99"].tolist()
+    assert large == [np.mean(np.linspace(0.5, 1, 16) > 0.8)] * 2

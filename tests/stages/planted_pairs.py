@@ -10,6 +10,7 @@ from lfp_lens.parts.saes import export, new_sae, quiet_sae_lens
 from lfp_lens.parts.speed import fast_matmul
 from lfp_lens.results.crosscoder import Crosscoder
 from lfp_lens.results.train_sae import SAEWeights
+from lfp_lens.stages.train_sae.crosscoder import LEARNING_RATE, start_with_unit_rows
 
 SITE = "blocks.0.hook_mlp_out"
 STRENGTH = {"shared": (1.0, 1.0), "tuned": (0.0, 1.0), "base": (1.0, 0.0), "weak": (0.15, 1.0)}
@@ -65,14 +66,16 @@ class PlantedPair:
 
     def train(
         self, *, architecture: str = "batchtopk", d_sae: int = 512, k: int | None = None, l1: float | None = None,
-        steps: int = 3000, batch: int = 1024, lr: float = 3e-3,
+        steps: int = 3000, batch: int = 512, lr: float | None = None,
     ) -> SAEWeights:  # fmt: skip
-        """Train a crosscoder with SAELens' trainer; the learning rate falls to a tenth over the second half."""
+        """Train a crosscoder as the stage does: unit rows, SAELens' steps, the learning rate falls over the second half."""
         from sae_lens.config import SAETrainerConfig
 
         lens, source = quiet_sae_lens(), self.batches(batch, stream=0)
         width = 2 * self.directions.shape[1]
         sae = new_sae(architecture, d_in=width, d_sae=d_sae, l1=l1, k=k, steps=steps, seed=self.seed)
+        start_with_unit_rows(sae)
+        lr = LEARNING_RATE if lr is None else lr
         config = SAETrainerConfig(
             total_training_samples=steps * batch, train_batch_size_samples=batch, lr=lr, lr_end=lr / 10,
             lr_decay_steps=steps // 2, dead_feature_window=max(50, steps // 5), feature_sampling_window=steps + 1,

@@ -193,7 +193,7 @@ def test_a_feature_that_never_fires_is_unknown() -> None:
 def test_what_tuning_added_is_recovered_and_nothing_shared_is_taken_for_it() -> None:
     """The acceptance set, a quarter as large; `python -m tests.benchmarks crosscoder` runs it whole."""
     pair = PlantedPair.make(SMALL_SEED, **SMALL)
-    weights = pair.train(d_sae=128, k=3, steps=1500, batch=256, lr=5e-3)
+    weights = pair.train(d_sae=128, k=3, steps=1500, batch=256)
     found = compare(weights, pair.chunks(40, 500))
     judged = pair.verdicts(weights, found)
     assert judged["norms"]["weak"] >= 4, "without latent scaling, features that are weak in base count as tuned only"

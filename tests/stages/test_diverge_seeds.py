@@ -100,6 +100,15 @@ def test_opposed_movements_are_more_than_noise_and_none_at_all_is_not_a_number()
     assert null.agreement("parameter_l2").noise_share == pytest.approx(2, rel=1e-4)
 
 
+def test_a_cosine_distance_is_a_square_already() -> None:
+    """By hand: norms 3 and 4 with 5 between them share nothing, and so do angles of 0.1 and 0.2 with 0.3 between them."""
+    null = SeedNull("b", ("a",), *({"norm": np.array([norm]), "cosine_distance": np.array([angle])} for norm, angle in (
+        (3.0, 0.1), (4.0, 0.2), (5.0, 0.3)
+    )))  # fmt: skip
+    assert null.noise_share("norm") == pytest.approx([1])
+    assert null.noise_share("cosine_distance") == pytest.approx([1])
+
+
 def test_every_distance_is_that_of_the_two_models_measured_as_a_pair() -> None:
     """What lies between the tunings is what `diverge` gives of them as a pair, up to the norm of the base."""
     base, one, two = tiny_model(), tuned(0.02, 0.02, 1), tuned(0.02, 0.02, 2)

@@ -433,6 +433,16 @@ def test_blocks_without_an_mlp_by_name_have_no_relative_change_of_one(tmp_path: 
     assert len(found.plot().data) == 5
 
 
+def test_the_layer_of_a_tensor_is_the_first_that_its_name_tells(tmp_path: Path) -> None:
+    """As in a mixture of experts whose experts have layers of their own."""
+    for side, value in (("base", 1.0), ("tuned", 2.0)):
+        (tmp_path / side).mkdir()
+        (tmp_path / side / "config.json").write_text("{}")
+        names = [f"layers.{layer}.mlp.experts.layers.{expert}.weight" for layer in range(2) for expert in range(5)]
+        save_file({name: torch.full((1, 1), value) for name in names}, tmp_path / side / WHOLE)
+    assert diverge((tmp_path / "base", tmp_path / "tuned")).parameter_sum.tolist() == [5, 5]
+
+
 def test_a_stored_result_is_keyed_by_the_files_and_not_by_their_names(two: tuple[Path, Path], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(two[1], tmp_path / "tuned"))
     store = Store(tmp_path / "run")

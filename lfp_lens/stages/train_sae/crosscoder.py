@@ -1,4 +1,4 @@
-"""Latent scaling: which features of a crosscoder the other model lacks (arXiv 2504.02922, section 2.3).
+"""How a crosscoder starts, and latent scaling: which of its features the other model lacks (arXiv 2504.02922, section 2.3).
 
 For a feature f with direction d in its owner (the model with the longer decoder half), each model m is fitted by least squares,
 
@@ -11,6 +11,7 @@ nothing. Everything needed is a sum over tokens: f, f^2, and f times the target'
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,8 +31,22 @@ DRAWS = 1000
 FEATURES_AT_ONCE = 512
 DRAWN_WITH = 0.9
 """Share of draws in which a feature must fire for its interval to mean anything."""
+LEARNING_RATE = 3e-3
+"""Of crosscoders, falling to a tenth over the second half of the steps: see `start_with_unit_rows`."""
 MODELS = ("base", "tuned")
 TARGETS = ("error", "reconstruction")
+
+
+def start_with_unit_rows(sae: Any) -> None:
+    """Give a fresh crosscoder decoder rows of length 1 and the same rows as encoder, in place.
+
+    SAELens starts with rows of length 0.1. Adam's first steps are then as large as the weights, many features turn the same
+    way before they part, and some end between two directions for good, most often those of features in one model only: they
+    carry half the variance of a shared one.
+    """
+    with torch.no_grad():
+        sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)
+        sae.W_enc.copy_(sae.W_dec.T)
 
 
 def compare(

@@ -15,6 +15,7 @@ from lfp_lens.core.errors import LensError
 from lfp_lens.core.store import Store, keep
 from lfp_lens.core.work import SUFFIX, work_folder
 from lfp_lens.parts.activations import Encoded, encode
+from lfp_lens.parts.cache import cache as make_cache
 from lfp_lens.parts.checkpoints import weights_fingerprint
 from lfp_lens.parts.harvest import Blocks, Models, Stream, TextBatches, split, text_batches
 from lfp_lens.parts.pair import Pair
@@ -84,7 +85,8 @@ def train_sae(
         random_twin: also train on a model with random weights, as a floor; adds one side.
         precision: `fp32`, or `bf16` for products in bfloat16 (activations move by about 1 %).
         from_sae: dictionaries to start from: an `SAESet`, one `SAERecord`, or a folder or original checkpoint of one SAE.
-        cache: an `ActivationCache` of these texts and sites (`lfp_lens.cache`), read in place of the models.
+        cache: an `ActivationCache` of these texts and sites (`lfp_lens.cache`), read in place of the models; or a folder, where
+            one is made first.
         seed: of initialisation and order.
         store: a run's store, or None; with one a killed run goes on where it was.
 
@@ -137,6 +139,8 @@ def train_sae(
     schedule = Schedule(tokens // batch_tokens, batch_tokens, precision == "bf16")
     streams = list(dict.fromkeys(spec.stream for spec in everything))
     reader: Any = Models(models, read, streams, schedule.bf16)
+    if isinstance(cache, (str, Path)):
+        cache = make_cache(pair, sites, texts, cache, max_tokens=max_tokens)
     if cache is not None:
         reader = cache.reader(read, streams, pair, reader)
     block = min(max(1, buffer_tokens // batch_tokens), schedule.steps) * batch_tokens
