@@ -35,8 +35,10 @@ if TYPE_CHECKING:
     from lfp_lens.results import Divergence as Divergence
     from lfp_lens.results import Effects as Effects
     from lfp_lens.results import FeatureSet as FeatureSet
+    from lfp_lens.results import Floor as Floor
     from lfp_lens.results import Labels as Labels
     from lfp_lens.results import Learned as Learned
+    from lfp_lens.results import Match as Match
     from lfp_lens.results import Report as Report
     from lfp_lens.results import SAERecord as SAERecord
     from lfp_lens.results import SAESet as SAESet
@@ -50,12 +52,13 @@ if TYPE_CHECKING:
     from lfp_lens.stages.finetune import finetune as finetune
     from lfp_lens.stages.probe import probe as probe
     from lfp_lens.stages.report import report as report
+    from lfp_lens.stages.train_sae import load_saes as load_saes
     from lfp_lens.stages.train_sae import train_sae as train_sae
 
 _HOMES = {
     "stages.finetune": ("finetune",),
     "stages.diverge": ("diverge",),
-    "stages.train_sae": ("train_sae",),
+    "stages.train_sae": ("load_saes", "train_sae"),
     "stages.contrast": ("contrast",),
     "stages.probe": ("probe",),
     "stages.attribute": ("attribute",),
@@ -68,8 +71,8 @@ _HOMES = {
     "parts.reward_models": ("RewardModel", "load_reward_model"),
     "parts.texts": ("load_texts",),
     "results": (
-        "Ablation", "Crosscoder", "Divergence", "Effects", "FeatureSet", "Labels", "Learned", "Report", "SAERecord",
-        "SAESet", "Triples", "Tuning",
+        "Ablation", "Crosscoder", "Divergence", "Effects", "FeatureSet", "Floor", "Labels", "Learned", "Match", "Report",
+        "SAERecord", "SAESet", "Triples", "Tuning",
     ),
     "core.errors": ("GateError", "LensError"),
     "config": ("RunConfig", "load_config", "with_values"),

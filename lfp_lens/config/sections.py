@@ -44,9 +44,10 @@ class TrainSAEConfig(Strict):
     section = "train_sae"
     sizes: Annotated[tuple[Size, ...], Field(min_length=1, title="a list of numbers above 0")] = (1, 2)
     """Features divided by the site's width, one SAE for each."""
-    sides: Annotated[
-        tuple[SAESide, ...], Field(min_length=1, title="a list of base, tuned, difference, both")
-    ] = ("base", "tuned")
+    sides: Annotated[tuple[SAESide, ...], Field(min_length=1, title="a list of base, tuned, difference, both")] = (
+        "base",
+        "tuned",
+    )
     """Whose activations SAEs are trained on; `difference` is tuned - base, `both` a crosscoder of the two."""
     architecture: Architectures = "standard"
     """The kind of SAE; of several, later verbs read the first."""
@@ -124,6 +125,8 @@ class ProbeConfig(Strict):
     """Most words outside the lexicon that define zero."""
     max_tokens: Count = 128
     """Tokens read of each text."""
+    cache: TextOrNone = None
+    """A folder for the activations of the triples; not given: they are not written."""
 
     @model_validator(mode="after")
     def _agrees(self) -> "ProbeConfig":
@@ -177,6 +180,8 @@ class ExplainConfig(Strict):
     """Whose dictionaries."""
     size: SizeOrNone = None
     """Which size; not given: the smallest."""
+    cache: TextOrNone = None
+    """A folder for the activations of the texts; not given: they are not written."""
 
 
 class AblateConfig(Strict):

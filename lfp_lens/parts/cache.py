@@ -102,6 +102,17 @@ class ActivationCache:
             raise LensError(f"The cache {self.folder} does not hold {missing}.")
         return self.at(places[0], stream)
 
+    def word(self, text: Encoded, positions: Sequence[int]) -> "Place | None":
+        """Give where the activations at successive tokens of a text lie; None if the cache does not hold them all."""
+        places = self._places.get(_key(text.ids))
+        if places is None:
+            return None
+        shard, start, n = places[0].shard, places[0].start, places[0].n
+        held = self._open[shard].get_slice("positions")[start : start + n].tolist()
+        first = held.index(positions[0]) if positions[0] in held else n
+        is_whole = held[first : first + len(positions)] == list(positions)
+        return Place(shard, start + first, len(positions)) if is_whole else None
+
     def at(self, place: "Place", stream: Stream) -> torch.Tensor:
         """Give the rows of one stream at a place."""
         return self._open[place.shard].get_slice(".".join(stream))[place.start : place.start + place.n].float()
@@ -262,6 +273,36 @@ def open_cache(folder: str | os.PathLike[str]) -> ActivationCache:
         raise LensError(
             f"There is no finished activation cache in {place} ({error}). lfp_lens.cache makes one."
         ) from error
+
+
+def opened(
+    given: Any,
+    pair: Pair,
+    sites: Sequence[str],
+    texts: Sequence[str],
+    *,
+    sides: Sequence[str] = ("base", "tuned"),
+    max_tokens: int,
+) -> ActivationCache | None:
+    """Give what a verb's `cache=` stands for: None, an `ActivationCache` of this pair, or one made in a folder from these texts.
+
+    Raises `LensError` for anything else, for another pair's, and for what `cache` refuses.
+    """
+    if isinstance(given, (str, os.PathLike)):
+        return cache(pair, sites, texts, given, sides=sides, max_tokens=max_tokens)
+    if given is not None and not isinstance(given, ActivationCache):
+        raise LensError(f"cache is an ActivationCache (lfp_lens.cache) or a folder; a {type(given).__name__} given.")
+    if given is not None:
+        given.check_pair(pair)
+    return given
+
+
+def in_key(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a verb's inputs as they key its result: where activations are read changes nothing, their precision does."""
+    given = inputs["cache"]
+    dtype = given.index["dtype"] if isinstance(given, ActivationCache) else "float32"
+    rounded = {} if dtype == "float32" else {"cache_dtype": dtype}
+    return {name: value for name, value in inputs.items() if name != "cache"} | rounded
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from lfp_lens.core.errors import LensError
 from lfp_lens.core.fingerprint import fingerprint
 from lfp_lens.parts.activations import Encoded, batches, tokens_of_span, word_ids
+from lfp_lens.parts.cache import ActivationCache, Place
 from lfp_lens.parts.sites import activations_at
 
 RANDOM_WIDTH = 256
@@ -23,26 +24,34 @@ class WordTokens:
     """Activations at the tokens of one word per text, and which row each token belongs to.
 
     `rows` maps each kept token to its occurrence; occurrences that do not align with whole tokens are refused, so
-    filter them with `aligned` first.
+    filter them with `aligned` first. What a `cache` holds of `side` is read from it, and the model runs on the other texts.
     """
 
     def __init__(
-        self, model: Any, encoded: Sequence[Encoded], spans: Sequence[tuple[int, int]], sites: Sequence[str]
+        self,
+        model: Any,
+        encoded: Sequence[Encoded],
+        spans: Sequence[tuple[int, int]],
+        sites: Sequence[str],
+        *,
+        cache: ActivationCache | None = None,
+        side: str = "tuned",
     ) -> None:
         positions = [tokens_of_span(text, span) for text, span in zip(encoded, spans)]
         if not all(positions):
             raise LensError(f"{sum(not tokens for tokens in positions)} words do not align with whole tokens.")
         self.sites = tuple(sites)
         self.n_rows = len(encoded)
-        found: dict[str, list[torch.Tensor]] = {site: [] for site in sites}
-        rows: list[int] = []
-        for batch in batches(encoded, device=model.device):
-            lines = [line for line, text in enumerate(batch.rows) for _ in positions[text]]
-            places = [at for text in batch.rows for at in positions[text]]
-            rows += [text for text in batch.rows for _ in positions[text]]
-            acts = activations_at(model, batch.ids_BS, batch.mask_BS, sites)
+        held: dict[int, Place] = {}
+        if cache is not None and all((side, site) in cache.streams for site in sites):
+            places = [cache.word(text, own) for text, own in zip(encoded, positions)]
+            held = {row: place for row, place in enumerate(places) if place is not None}
+        asked = [row for row in range(len(encoded)) if row not in held]
+        rows, found = _read_model(model, encoded, positions, asked, sites)
+        if cache is not None:
+            rows += [row for row, place in held.items() for _ in range(place.n)]
             for site in sites:
-                found[site].append(acts[site][lines, places].float().cpu())
+                found[site] += [cache.at(place, (side, site)) for place in held.values()]
         self.rows = torch.tensor(rows)
         self.tokens_ND = {site: torch.cat(parts) for site, parts in found.items()}
 
@@ -62,6 +71,27 @@ class WordTokens:
             sums = torch.zeros(self.n_rows, part_NF.shape[1]).index_add_(0, self.rows, part_NF)
             means.append(sums / counts)
         return torch.cat(means, dim=1).double().numpy()
+
+
+def _read_model(
+    model: Any,
+    encoded: Sequence[Encoded],
+    positions: Sequence[Sequence[int]],
+    asked: Sequence[int],
+    sites: Sequence[str],
+) -> tuple[list[int], dict[str, list[torch.Tensor]]]:
+    """Run the model on the texts `asked` for; give which text each kept token belongs to, and parts [n, D] by site."""
+    rows: list[int] = []
+    found: dict[str, list[torch.Tensor]] = {site: [] for site in sites}
+    for batch in batches([encoded[row] for row in asked], device=model.device):
+        texts = [asked[row] for row in batch.rows]
+        lines = [line for line, text in enumerate(texts) for _ in positions[text]]
+        places = [at for text in texts for at in positions[text]]
+        rows += [text for text in texts for _ in positions[text]]
+        acts = activations_at(model, batch.ids_BS, batch.mask_BS, sites)
+        for site in sites:
+            found[site].append(acts[site][lines, places].float().cpu())
+    return rows, found
 
 
 def aligned(encoded: Sequence[Encoded], spans: Sequence[tuple[int, int]]) -> list[int]:

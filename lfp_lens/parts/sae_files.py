@@ -118,6 +118,7 @@ def _check_architecture(architecture: str, folder: Path) -> None:
 
 def _training_kinds() -> tuple[str, ...]:
     """Name the architectures that SAELens knows while they train only, ours among them."""
+    quiet_sae_lens()
     import lfp_lens.parts.tied_sae  # noqa: F401 (registers it)
 
     return ("tied", "batchtopk", "matryoshka_batchtopk")

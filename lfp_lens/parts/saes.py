@@ -15,6 +15,7 @@ import torch
 
 from lfp_lens.core.errors import LensError
 from lfp_lens.core.registry import Registry
+from lfp_lens.parts.sae_starts import unfolded
 from lfp_lens.results.train_sae import SAERecord, SAEWeights
 
 ARCHITECTURES: Registry[Callable[..., Any]] = Registry("SAE architecture")
@@ -22,10 +23,6 @@ ARCHITECTURES: Registry[Callable[..., Any]] = Registry("SAE architecture")
 
 SCALED = {"normalize_activations": "expected_average_only_in"}
 """Inputs come with norm sqrt(D) on average, as SAELens' runner gives them; the scale is folded into the weights later."""
-UNIT_LENGTH = 1e-3
-"""How far a row may be from length 1 to count as of unit length: half precision keeps it within that."""
-SAME_AS = 1e-5
-"""Largest difference between matrices, or thresholds relative to their size, that count as one."""
 
 
 def quiet_sae_lens() -> Any:
@@ -198,88 +195,7 @@ def start_from(sae: Any, weights: SAEWeights, scale: float | None) -> None:
     Raises:
         LensError: if the architecture cannot hold exactly this dictionary, or another width, number of features or k.
     """
-    kind = sae.cfg.architecture()
-    assert scale is None or (kind != "tied" and 0 < scale < math.inf), (kind, scale)
-    _check_start(sae, weights)
-    tensors = {name: torch.from_numpy(np.array(tensor, np.float32)) for name, tensor in weights.tensors.items()}
-    _move_input_bias(tensors, weights.config.get("apply_b_dec_to_input", True), sae.cfg.apply_b_dec_to_input)
-    if kind == "tied":
-        _tie(tensors)
-    elif kind in ("topk", "batchtopk", "matryoshka_batchtopk"):
-        _unfold_unit_rows(tensors, scale or 1.0, weights)
-    else:
-        _unfold(tensors, scale or 1.0)
-    sae.load_state_dict(tensors)
-
-
-def _check_start(sae: Any, weights: SAEWeights) -> None:
-    config, made = weights.config, sae.cfg
-    shape = (config["d_in"], config["d_sae"]) == (made.d_in, made.d_sae)
-    exported_as = made.get_inference_config_class().architecture()
-    if not shape or config["architecture"] != exported_as:
-        raise LensError(
-            f"A {made.architecture()} SAE of {made.d_sae} features on {made.d_in} dimensions cannot start from a "
-            f"{config['architecture']} SAE of {config['d_sae']} features on {config['d_in']} dimensions: give one of "
-            f"the same shape with architecture {exported_as}, or train another architecture or size."
-        )
-    scaled = config.get("normalize_activations", "none")
-    if scaled != "none":
-        raise LensError(f"An SAE whose inputs are normalised ({scaled}) cannot be a start: fold that into its weights.")
-    if exported_as == "topk" and config["k"] != made.k:
-        raise LensError(f"The SAE to start from has k={config['k']}; k={made.k} given. Give k={config['k']}.")
-
-
-def _move_input_bias(tensors: dict[str, torch.Tensor], given: bool, wanted: bool) -> None:
-    """Let the encoder's bias carry the decoder bias that is or is not subtracted from the input."""
-    if given == wanted:
-        return
-    shift_F = (wanted - given) * (tensors["b_dec"] @ tensors["W_enc"])
-    if "b_mag" in tensors:
-        tensors["b_gate"] += shift_F
-        tensors["b_mag"] += shift_F * tensors["r_mag"].exp()
-    else:
-        tensors["b_enc"] += shift_F
-
-
-def _unfold(tensors: dict[str, torch.Tensor], scale: float) -> None:
-    tensors["W_enc"] /= scale
-    tensors["W_dec"] *= scale
-    tensors["b_dec"] *= scale
-
-
-def _tie(tensors: dict[str, torch.Tensor]) -> None:
-    encoder, rows = tensors.pop("W_enc").T, tensors.pop("W_dec")
-    apart, lengths = float((encoder - rows).abs().max()), rows.norm(dim=-1)
-    if apart > SAME_AS or float((lengths - 1).abs().max()) > SAME_AS:
-        raise LensError(
-            f"A tied SAE can only start from one whose encoder is its decoder's transpose, with rows of length 1; they "
-            f"differ by up to {apart:.2g} and lengths go from {lengths.min():.3g} to {lengths.max():.3g}. Use standard."
-        )
-    tensors["W"] = rows
-
-
-def _unfold_unit_rows(tensors: dict[str, torch.Tensor], scale: float, weights: SAEWeights) -> None:
-    """Unfold where a feature's value is counted in units of its decoder row, so that the rows' length is free: 1."""
-    lengths_F = tensors["W_dec"].norm(dim=-1)
-    counted = weights.config["architecture"] == "jumprelu" or weights.config["rescale_acts_by_decoder_norm"]
-    if not counted and float((lengths_F - 1).abs().max()) > UNIT_LENGTH:
-        raise LensError(
-            f"This topk SAE has decoder rows of lengths {lengths_F.min():.3g} to {lengths_F.max():.3g} and picks its "
-            "largest features without them; ours picks with them. Start from one with rows of length 1."
-        )
-    tensors["W_enc"] *= lengths_F
-    tensors["b_enc"] *= scale * lengths_F
-    tensors["W_dec"] /= lengths_F[:, None]
-    tensors["b_dec"] *= scale
-    if "threshold" in tensors:
-        threshold_F = tensors.pop("threshold").double() * lengths_F
-        lowest, highest = float(threshold_F.min()), float(threshold_F.max())
-        if highest - lowest > SAME_AS * max(abs(lowest), abs(highest)):
-            raise LensError(
-                f"An SAE with a threshold for each feature ({lowest:.3g} to {highest:.3g}, in units of decoder rows) "
-                "cannot start a batch top-k SAE, which has one for all. Train jumprelu."
-            )
-        tensors["topk_threshold"] = threshold_F[0] * scale
+    sae.load_state_dict(unfolded(sae.cfg, weights, scale))
 
 
 def load_sae(record: SAERecord, *, device: torch.device | str = "cpu") -> Any:

@@ -8,8 +8,10 @@ from lfp_lens.results.diverge import Divergence
 from lfp_lens.results.explain import Labels
 from lfp_lens.results.features import FeatureSet
 from lfp_lens.results.finetune import Tuning
+from lfp_lens.results.matching import Match
 from lfp_lens.results.probe import Learned
 from lfp_lens.results.report import Report
+from lfp_lens.results.saes import Floor
 from lfp_lens.results.train_sae import SAERecord, SAESet
 from lfp_lens.results.world import World
 
@@ -19,8 +21,10 @@ __all__ = [
     "Divergence",
     "Effects",
     "FeatureSet",
+    "Floor",
     "Labels",
     "Learned",
+    "Match",
     "Report",
     "SAERecord",
     "SAESet",

@@ -52,6 +52,15 @@ class Triples:
         """Give the full texts of one member."""
         return [left + word + right for left, word, right in zip(self.prefix, self.words(member), self.suffix)]
 
+    def up_to_word(self, member: str | None = None) -> list[str]:
+        """Give the texts of one member, or of all three one after another, each ending with its word.
+
+        They are what a probe reads activations on, and so what `lfp_lens.cache` takes for `probe(cache=...)`: what follows
+        a word changes nothing at it.
+        """
+        members = MEMBERS if member is None else (member,)
+        return [left + word for one in members for left, word in zip(self.prefix, self.words(one))]
+
     def spans(self, member: str) -> list[tuple[int, int]]:
         """Give the character span of the word in each of those texts, so that any tokenizer can align it."""
         return [(len(left), len(left) + len(word)) for left, word in zip(self.prefix, self.words(member))]

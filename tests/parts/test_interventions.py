@@ -18,7 +18,7 @@ BEGIN = 0
 
 
 def an_sae(seed: int = 0, architecture: str = "standard") -> Any:
-    sae = new_sae(architecture, d_in=16, size=2, l1=None, k=None, steps=10, seed=seed)
+    sae = new_sae(architecture, d_in=16, d_sae=32, l1=None, k=None, steps=10, seed=seed)
     with torch.no_grad():
         for weight in sae.parameters():
             weight += 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed + 1))

@@ -452,3 +452,15 @@ def test_the_tied_step_in_closed_form_is_its_loss_and_its_gradient_by_autograd()
     assert loss == pytest.approx(wanted, rel=1e-6)
     for name, gradient in theirs.items():
         assert float((ours[name] - gradient).norm() / gradient.norm()) < 1e-5, name
+
+
+def test_a_config_knows_the_same_architectures_and_settings() -> None:
+    """A config may import no PyTorch, so it names them itself."""
+    from lfp_lens.config.sections import TAKES_K, TAKES_L1, TrainSAEConfig
+
+    for setting, takers in (("l1", TAKES_L1), ("k", TAKES_K)):
+        assert sorted(takers) == [name for name in NAMES if takes(name, setting)]
+    for name in NAMES:
+        assert TrainSAEConfig(architecture=name).architecture == name
+    with pytest.raises(LensError, match="architecture"):
+        TrainSAEConfig(architecture="topp")

@@ -1,4 +1,4 @@
-"""Where the wanted features fire: one pass of the model, everything in real tokens, sparse."""
+"""Where the wanted features fire: one pass of the model or of a cache, everything in real tokens, sparse."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Float, Int
 from scipy import sparse
 
-from lfp_lens.parts.activations import Batch, Encoded, batches
+from lfp_lens.parts.activations import Encoded
+from lfp_lens.parts.cache import ActivationCache
+from lfp_lens.parts.harvest import Models, Reader, TextBatches, text_batches
 from lfp_lens.parts.pair import Pair
 from lfp_lens.parts.saes import load_sae
-from lfp_lens.parts.sites import activations_at
 from lfp_lens.parts.speed import fast_matmul, short_text_attention
 from lfp_lens.results.train_sae import SAERecord
 from lfp_lens.stages.explain.features import Wanted
@@ -55,25 +56,33 @@ def collect(
     n_shown: int,
     bar: Any = None,
     *,
-    max_batch_tokens: int = 8192,
+    cache: ActivationCache | None = None,
 ) -> Firing:
-    """Run one side over the texts and keep what the features do that `wanted` picks among those that fire.
+    """Read one side on the texts and keep what the features do that `wanted` picks among those that fire.
 
-    Only a feature that fires on the first `n_shown` texts is picked. A feature that can no longer be among
-    the first `wanted.per_site` is dropped while the texts stream, so memory is what the chosen features take.
+    Only a feature that fires on the first `n_shown` texts is picked. A feature that can no longer be among the first
+    `wanted.per_site` is dropped while the texts stream, so memory is what the chosen features take. A beginning-of-text
+    token that is written into a text stays one of its tokens, but no dictionary reads it, as in training. Of a `cache` that
+    holds the sites, the model is not asked; raises `LensError` if it is another pair's or lacks a text.
     """
     model = pair.hf(side)
     skip = _skip(pair.tokenizer)
     spans = tuple(tuple(text.offsets[skip:]) for text in encoded)
     starts = np.concatenate([[0], np.cumsum([len(own) for own in spans])])
+    read = text_batches(
+        encoded, width=model.config.hidden_size, begin=pair.tokenizer.bos_token_id, device=pair.device
+    )
+    streams = [(side, site) for site in dictionaries]
+    reader: Reader = Models({side: model}, read, streams)
+    if cache is not None:
+        reader = cache.reader(read, streams, pair, reader)
     modules = {site: load_sae(record, device=pair.device) for site, record in dictionaries.items()}
     kept = {site: _Kept(wanted.order[site], wanted.per_site) for site in dictionaries}
     with fast_matmul(), short_text_attention(model), torch.no_grad():
-        for batch in batches(encoded, device=pair.device, max_batch_tokens=max_batch_tokens):
-            acts = activations_at(model, batch.ids_BS, batch.mask_BS, tuple(dictionaries))
-            real_BS, tokens_N = _real(batch, skip, starts)
+        for at in range(len(read.rows)):
+            acts, tokens_N = reader.read(at), _tokens(read, at, skip, starts)
             for site, sae in modules.items():
-                kept[site].add(sae.encode(acts[site][real_BS].float()), tokens_N, int(starts[n_shown]))
+                kept[site].add(sae.encode(acts[side, site]), tokens_N, int(starts[n_shown]))
             if bar is not None:
                 bar.update()
     return _assemble(kept, wanted, starts, n_shown, tuple(texts), spans)
@@ -84,12 +93,13 @@ def _skip(tokenizer: Any) -> int:
     return int(tokenizer.bos_token_id is not None)
 
 
-def _real(batch: Batch, skip: int, starts: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
-    """Give the mask of a batch's real tokens and where each of them stands among all tokens."""
-    real_BS = batch.mask_BS.bool().clone()
-    real_BS[:, :skip] = False
-    tokens = [np.arange(starts[row], starts[row + 1]) for row in batch.rows]
-    return real_BS, np.concatenate(tokens)
+def _tokens(read: TextBatches, at: int, skip: int, starts: np.ndarray) -> Int[np.ndarray, " tokens"]:
+    """Give where each content token of a batch stands among the real tokens of all texts."""
+    places = [
+        int(starts[row]) + place - skip
+        for row in read.rows[at] for place, token in enumerate(read.encoded[row].ids) if token != read.begin
+    ]  # fmt: skip
+    return np.array(places, dtype=np.int64)
 
 
 @dataclass
@@ -121,6 +131,8 @@ class _Kept:
 
     def columns(self, n_tokens: int) -> sparse.csc_array:
         """Give the activations of the chosen features, [tokens, chosen]."""
+        if not self.parts:  # No text holds a token that a dictionary may read.
+            return sparse.csc_array((n_tokens, 0))
         tokens, ranks, values = (np.concatenate(parts) for parts in zip(*self.parts))
         inside = ranks < len(self.order)
         shape = (n_tokens, len(self.order))

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from lfp_lens.core.errors import LensError
 from lfp_lens.core.store import Store, keep
 from lfp_lens.parts.activations import encode
+from lfp_lens.parts.cache import ActivationCache, in_key, opened
 from lfp_lens.parts.labellers import Evidence, Labeller, Setting, make_labeller
 from lfp_lens.parts.lexicons import load_lexicon
 from lfp_lens.parts.pair import Pair
@@ -49,6 +50,7 @@ def explain(
     side: str = "tuned",
     size: float | None = None,
     gate: str = "refuse",
+    cache: Any = None,
     seed: int = 0,
     store: Store | None = None,
 ) -> Labels:
@@ -78,6 +80,8 @@ def explain(
         size: which dictionaries; None is the smallest at each site.
         gate: `refuse` leaves out SAEs that fail a quality gate, `warn` keeps them; either notes the reason in
             `skipped`.
+        cache: an `ActivationCache` that holds these texts at these sites (`lfp_lens.cache` with this `max_tokens`), read
+            in place of the model; or a folder, where one is made first.
         seed: of the halves and of the windows drawn for scoring.
         store: a run's store, or None. Paid replies are kept in it, or in the user's cache folder.
 
@@ -87,7 +91,8 @@ def explain(
 
     Raises:
         LensError: for SAEs of another pair, an unknown choice, a task that the labeller cannot judge, missing
-            effects, too few texts, a chat model without a key or a usable answer, or if no feature fires.
+            effects, too few texts, a cache of another pair or of other texts, a chat model without a key or a usable
+            answer, or if no feature fires.
         GateError: if no SAE passes the quality gates.
 
     >>> labels = explain(pair, saes, texts, task="positive sentiment")  # doctest: +SKIP
@@ -103,8 +108,9 @@ def explain(
 
     def make(folder: Path | None) -> Labels:
         distinct = _by_content(texts, seed)
+        held = opened(cache, pair, saes.sites, texts, sides=(side,), max_tokens=max_tokens)
         with tqdm(desc="explain", unit="step") as bar:
-            fired, words, later = _watch(pair, saes, distinct, wanted, side, size, max_tokens, bar)
+            fired, words, later = _watch(pair, saes, distinct, wanted, side, size, max_tokens, held, bar)
             bar.total = bar.n + 3 * len(fired.features)
             evidence = [_evidence(fired, words, row, n_examples) for row in range(len(fired.features))]
             trials = [trial(fired, later, row, seed) for row in range(len(fired.features))]
@@ -116,7 +122,7 @@ def explain(
             select=select, side=side, size=size, skipped=skipped, **labels,
         )  # fmt: skip
 
-    return keep(store, "explain", inputs | {"lexicon": stated, "texts": list(texts)}, make)
+    return keep(store, "explain", in_key(inputs) | {"lexicon": stated, "texts": list(texts)}, make)
 
 
 def _check(pair: Pair, saes: SAESet, texts: Sequence[str], k: int, n_examples: int, max_tokens: int) -> None:
@@ -152,13 +158,14 @@ def _watch(
     side: str,
     size: float | None,
     max_tokens: int,
+    cache: ActivationCache | None,
     bar: Any,
 ) -> tuple[Firing, Words, Heldout]:
-    """Run the model once: where the chosen features fire, the words there, the windows kept for scoring."""
+    """Read the model or the cache once: where the chosen features fire, the words there, the windows kept for scoring."""
     encoded = encode(pair.tokenizer, texts, max_tokens=pair.room(max_tokens))
     n_shown = (len(texts) + 1) // 2
     dictionaries = {site: saes.one(site, side=side, size=size) for site in wanted.order}
-    fired = collect(pair, side, dictionaries, texts, encoded, wanted, n_shown, bar)
+    fired = collect(pair, side, dictionaries, texts, encoded, wanted, n_shown, bar, cache=cache)
     if not fired.features:
         raise LensError(
             f"None of the chosen features at {', '.join(wanted.order)} fires on the {n_shown} shown texts. "

@@ -18,6 +18,7 @@ from lfp_lens.core.stats import (
 )
 from lfp_lens.core.store import Store, keep
 from lfp_lens.parts.activations import encode, word_ids
+from lfp_lens.parts.cache import in_key, opened
 from lfp_lens.parts.lexicons import load_lexicon
 from lfp_lens.parts.pair import Pair
 from lfp_lens.parts.readings import WordTokens, aligned, embeddings, random_vectors
@@ -52,6 +53,7 @@ def probe(
     neutral_words: int = 2000,
     max_tokens: int = 128,
     gate: str = "refuse",
+    cache: Any = None,
     seed: int = 0,
     store: Store | None = None,
 ) -> Learned:
@@ -71,12 +73,16 @@ def probe(
         neutral_words: words outside the lexicon, matched on frequency and token count, that define zero; at most.
         max_tokens: texts are cut there.
         gate: `refuse` raises where no SAE is good enough to read features from; `warn` reads them all the same.
+        cache: an `ActivationCache` of `triples.up_to_word()` at these sites (`lfp_lens.cache` with this `max_tokens`), read
+            in place of the models; or a folder, where one is made first. Probes of the same triples with another split,
+            signal or lexicon then share it. Texts that it lacks, such as those longer than `max_tokens`, are read from the
+            models; so are the words in `texts` and the log-probabilities of `implicit_reward`.
         seed: of contexts, folds, controls and bootstraps.
         store: a run's store, or None.
 
     Raises:
         GateError: if too few words occur, or no SAE passes its quality gates.
-        LensError: for an unknown signal or split, SAEs of another pair, or fewer lemmas than folds.
+        LensError: for an unknown signal or split, SAEs or a cache of another pair, or fewer lemmas than folds.
 
     Source: arXiv 2310.08164, sections 3.3 and 4.1, with the split by word, the twins and the statistic corrected.
 
@@ -98,10 +104,11 @@ def probe(
     stated = load_lexicon(lexicon)
 
     def make(folder: Path | None) -> Learned:
+        held = opened(cache, pair, saes.sites, triples.up_to_word(), max_tokens=max_tokens)
         with fast_matmul():
-            return _probe(pair, saes, sites, triples, texts, stated, inputs)
+            return _probe(pair, saes, sites, triples, texts, stated, inputs | {"cache": held})
 
-    return keep(store, "probe", inputs | {"lexicon": stated}, make)
+    return keep(store, "probe", in_key(inputs) | {"lexicon": stated}, make)
 
 
 def _probe(
@@ -216,10 +223,9 @@ def _triple_rows(
     computes at it.
     """
     seed, signal, have = given["seed"], given["signal"], {sae.side for sae in saes.saes}
-    whole = {member: [left + word for left, word in zip(triples.prefix, triples.words(member))] for member in MEMBERS}
+    room = pair.room(given["max_tokens"])
     encoded = {
-        member: encode(pair.tokenizer, whole[member], max_tokens=pair.room(given["max_tokens"]), keep_end=True)
-        for member in MEMBERS
+        member: encode(pair.tokenizer, triples.up_to_word(member), max_tokens=room, keep_end=True) for member in MEMBERS
     }
     spans = {member: triples.spans(member) for member in MEMBERS}
     usable = sorted(set.intersection(*(set(aligned(encoded[member], spans[member])) for member in MEMBERS)))
@@ -235,7 +241,7 @@ def _triple_rows(
     deltas: dict[str, np.ndarray] = {}
     by_word: dict[str, dict[str, float]] = {}
     for side in ("tuned", "base"):
-        seen = WordTokens(pair.hf(side), texts, places, sites)
+        seen = WordTokens(pair.hf(side), texts, places, sites, cache=given["cache"], side=side)
         readings[side, "raw"] = seen.raw()
         if side not in have:
             continue

@@ -197,8 +197,8 @@ def _judged(
     for spec, made in trained.items():
         if spec.side == RANDOM:
             continue
-        facts, twin = dict(quality[spec]), spec.at(RANDOM)
-        if twin in quality:
+        facts, twin = dict(quality[spec]), replace(spec, side=RANDOM, seed=measured["seed"])
+        if twin in quality and spec.side in ("base", "tuned"):
             facts["floors"] = facts["floors"] | {"random_model": _floor(quality[twin])}
         record = SAERecord(
             side=spec.side, site=spec.site, size=spec.size, architecture=spec.architecture, seed=spec.seed,
