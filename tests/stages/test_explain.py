@@ -12,11 +12,12 @@ from lfp_lens.core.errors import GateError, LensError
 from lfp_lens.core.stats import Estimate
 from lfp_lens.core.store import Store
 from lfp_lens.parts.activations import encode
+from lfp_lens.parts.harvest import TextBatches
 from lfp_lens.parts.pair import Pair
 from lfp_lens.results.attribute import Effects
 from lfp_lens.results.explain import Labels
 from lfp_lens.results.train_sae import SAESet, SAEWeights
-from lfp_lens.stages.explain import explain
+from lfp_lens.stages.explain import explain, firing
 from lfp_lens.stages.explain.features import Wanted
 from lfp_lens.stages.explain.firing import Firing, collect
 from lfp_lens.stages.explain.windows import strong_level, words_of
@@ -138,11 +139,39 @@ def test_the_beginning_of_text_token_is_no_token(pair: Pair, saes: SAESet) -> No
     assert fired.starts[-1] == whole
 
 
-def test_batch_size_and_padding_change_no_activation(pair: Pair, saes: SAESet) -> None:
-    together, alone = (watched(pair, saes, TEXTS[:30], max_batch_tokens=size) for size in (8192, 1))
+def test_batch_size_and_padding_change_no_activation(pair: Pair, saes: SAESet, monkeypatch: pytest.MonkeyPatch) -> None:
+    def one_by_one(encoded: Any, *, begin: int | None, **options: Any) -> TextBatches:
+        return TextBatches(encoded, [[row] for row in range(len(encoded))], begin)
+
+    together = watched(pair, saes, TEXTS[:30])
+    monkeypatch.setattr(firing, "text_batches", one_by_one)
+    alone = watched(pair, saes, TEXTS[:30])
     assert together.features == alone.features
     # Two shapes of the same product differ by rounding in fp32.
     np.testing.assert_allclose(together.matrix_NF.toarray(), alone.matrix_NF.toarray(), rtol=1e-4, atol=1e-5)
+
+
+def test_no_dictionary_reads_a_beginning_of_text_token_inside_a_text(pair: Pair, saes: SAESet) -> None:
+    """It stays one of the text's tokens, at which nothing fires, however strong a dictionary would find it there."""
+    dense = dataclasses.replace(
+        saes, saes=tuple(dataclasses.replace(sae, weights=raised(sae.weights)) for sae in saes.saes)
+    )
+    texts = [f"{text[:-1]}<|endoftext|> we saw it." for text in TEXTS[:20]]
+    fired = watched(pair, dense, texts)
+    inside = {
+        int(fired.starts[row]) + at
+        for row, text in enumerate(texts) for at, (start, end) in enumerate(fired.spans[row])
+        if text[start:end] == "<|endoftext|>"
+    }  # fmt: skip
+    assert len(inside) == 20
+    silent = np.flatnonzero(fired.matrix_NF.toarray().max(1) == 0)
+    assert inside <= set(silent.tolist())
+    assert len(silent) < fired.starts[-1] / 4, "elsewhere these dictionaries fire nearly everywhere"
+
+
+def test_texts_of_nothing_but_beginning_of_text_tokens_fire_nothing(pair: Pair, saes: SAESet) -> None:
+    with pytest.raises(LensError, match="None of the chosen features"):
+        explain(pair, saes, ["<|endoftext|>", "<|endoftext|>" * 2], k=4)
 
 
 def test_the_order_of_the_texts_changes_nothing(pair: Pair, saes: SAESet, labels: Labels) -> None:

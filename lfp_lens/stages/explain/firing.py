@@ -69,9 +69,7 @@ def collect(
     skip = _skip(pair.tokenizer)
     spans = tuple(tuple(text.offsets[skip:]) for text in encoded)
     starts = np.concatenate([[0], np.cumsum([len(own) for own in spans])])
-    read = text_batches(
-        encoded, width=model.config.hidden_size, begin=pair.tokenizer.bos_token_id, device=pair.device
-    )
+    read = text_batches(encoded, width=model.config.hidden_size, begin=pair.tokenizer.bos_token_id, device=pair.device)
     streams = [(side, site) for site in dictionaries]
     reader: Reader = Models({side: model}, read, streams)
     if cache is not None:

@@ -15,7 +15,7 @@ from lfp_lens.parts.checkpoints import weights_fingerprint
 from lfp_lens.parts.harvest import Blocks, Models, Stream, split, text_batches
 from lfp_lens.parts.pair import Pair
 from lfp_lens.parts.sae_files import check_owner, read_sae
-from lfp_lens.parts.saes import export, new_sae
+from lfp_lens.parts.saes import ARCHITECTURES, export, new_sae
 from lfp_lens.parts.sites import layer_of, module_at
 from lfp_lens.parts.speed import fast_matmul
 from lfp_lens.results.train_sae import SAERecord, SAESet, SAEWeights
@@ -62,7 +62,7 @@ def load_saes(
         heldout_tokens: tokens for the reconstruction figures, at most.
         spliced_tokens: predictions for KL and CE recovered, at most.
         max_tokens: texts are cut there.
-        seed: of the choice of held-out texts, the untrained floors, the intervals and the nulls of matches.
+        seed: of the choice of held-out texts, the intervals and the nulls of matches.
         store: a run's store, or None; the set takes the place of that run's `train_sae`.
 
     Returns:
@@ -77,17 +77,19 @@ def load_saes(
 
     >>> saes = load_saes(pair, {"blocks.3.hook_mlp_out": "path/of/folder"}, texts)  # doctest: +SKIP
     """
+    if side == "both":
+        raise LensError("A crosscoder reads both models at once: train one with train_sae(sides=('both',)).")
     if side not in ONE_MODEL:
-        hint = " A crosscoder is trained by train_sae(sides='both')." if side == "both" else ""
-        raise (LensError(f"side is one of {', '.join(ONE_MODEL)}; 'both' given.{hint}") if hint
-               else unknown("side", str(side), ONE_MODEL))  # fmt: skip
+        raise unknown("side", str(side), ONE_MODEL)
     found = _open_all(pair, saes, side)
     encoded = encode(pair.tokenizer, texts, max_tokens=pair.room(max_tokens))
     train_texts, heldout = split(encoded)
     begin, width = pair.tokenizer.bos_token_id, pair.tuned_hf.config.hidden_size
     read = text_batches(train_texts, width=width, begin=begin, device=pair.device)
     if not read.rows:
-        raise LensError("The texts before the last tenth hold no tokens to fit principal components on: give more texts.")
+        raise LensError(
+            "The texts before the last tenth hold no tokens to fit principal components on: give more texts."
+        )
     models = {"base": pair.base_hf, "tuned": pair.tuned_hf}
     measured = {"tokens": heldout_tokens, "spliced": spliced_tokens, "seed": seed}
 
@@ -97,7 +99,7 @@ def load_saes(
             first = next(Blocks(Models(models, read, streams), read.n_tokens, PCA_TOKENS, seed).blocks(0, [PCA_TOKENS]))
             fit = {stream: acts.float().cpu() for stream, acts in first.items()}
             judged = {
-                at: Judged(side, one.spec.site, one.weights, _untrained(one, fit, seed)) for at, one in enumerate(found)
+                at: Judged(side, one.spec.site, one.weights, _untrained(one, fit)) for at, one in enumerate(found)
             }
             facts = measure_quality(models, pair.tokenizer, judged, heldout, fit=fit, **measured)
         records = [_record(one, facts[at]) for at, one in enumerate(found)]
@@ -114,7 +116,9 @@ def load_saes(
 def _open_all(pair: Pair, saes: Mapping[str, Any], side: str) -> list[_Opened]:
     """Read every dictionary and check that it belongs here, layer by layer."""
     if not isinstance(saes, Mapping) or not saes:
-        raise LensError(f"saes maps each site to its dictionary, for example {{'{pair.sites[0]}': 'folder'}}; {saes!r} given.")
+        raise LensError(
+            f"saes maps each site to its dictionary, for example {{'{pair.sites[0]}': 'folder'}}; {saes!r} given."
+        )
     width = pair.tuned_hf.config.hidden_size
     owner = pair.fingerprint if side == "difference" else weights_fingerprint(pair.hf(side))
     found: list[_Opened] = []
@@ -139,7 +143,7 @@ def _open(given: Any, side: str, site: str, width: int) -> _Opened:
     if isinstance(given, SAERecord):
         if (given.site, given.side) != (site, side):
             raise LensError(
-                f"The SAE {given.name} reads {given.site} of {given.side}; it was given for {site} of {side}. Give it for its own."
+                f"The SAE {given.name} reads {given.site} of {given.side}; it was given for {site} of {side}."
             )
         spec = Spec(side, site, given.size, given.architecture, given.l1, given.k, given.lr, given.seed, width,
                     given.n_features)  # fmt: skip
@@ -156,13 +160,14 @@ def _open(given: Any, side: str, site: str, width: int) -> _Opened:
     return _Opened(spec, weights)
 
 
-def _untrained(one: _Opened, fit: Mapping[Stream, torch.Tensor], seed: int) -> SAEWeights:
-    """Give a fresh SAE of this shape and of the finished dictionary's architecture, taking activations as they come."""
-    spec, config = one.spec, one.weights.config
-    start = replace(spec, seed=seed).start_seed
-    sae = new_sae(config["architecture"], d_in=spec.d_in, d_sae=spec.d_sae, l1=None, k=config.get("k"), steps=1, seed=start)
-    acts_ND = fit[spec.stream]
-    sae.fold_activation_norm_scaling_factor(float(acts_ND.shape[1] ** 0.5 / acts_ND.norm(dim=-1).mean()))
+def _untrained(one: _Opened, fit: Mapping[Stream, torch.Tensor]) -> SAEWeights:
+    """Give a fresh SAE of this shape and architecture, taking activations as they come."""
+    spec = one.spec
+    architecture = spec.architecture if spec.architecture in ARCHITECTURES else one.weights.config["architecture"]
+    sae = new_sae(architecture, d_in=spec.d_in, d_sae=spec.d_sae, l1=None, k=spec.k, steps=1, seed=spec.start_seed)
+    if sae.cfg.normalize_activations == "expected_average_only_in":
+        acts_ND = fit[spec.stream]
+        sae.fold_activation_norm_scaling_factor(float(acts_ND.shape[1] ** 0.5 / acts_ND.norm(dim=-1).mean()))
     return export(sae, site=spec.site, model_name="untrained", side=spec.side)
 
 
