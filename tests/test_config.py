@@ -420,7 +420,7 @@ def test_every_wrong_key_of_a_file_is_named_with_the_file(tmp_path: Path) -> Non
         ),
         (
             {"train_sae": {"l1": 0.1, "architecture": "topk"}},
-            r"train_sae\.l1 = 0\.1 contradicts .*standard, tied, gated",
+            r"train_sae\.l1 = 0\.1 contradicts .*standard, tied, untied, gated",
         ),
         ({"train_sae": {"k": 8, "architecture": "jumprelu"}}, r"which has no k"),
         ({"train_sae": {"sizes": []}}, r"train_sae\.sizes = \[\]: expected a list of numbers above 0\."),

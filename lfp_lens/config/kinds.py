@@ -22,10 +22,10 @@ Size = Annotated[int | float, Field(gt=0)]
 SizeOrNone = Annotated[Size | None, Field(title="one of train_sae.sizes, or no such key (the smallest)")]
 Side = Literal["base", "tuned"]
 SAESide = Literal["base", "tuned", "difference", "both"]
-Architecture = Literal["standard", "tied", "topk", "batchtopk", "matryoshka", "jumprelu", "gated"]
+Architecture = Literal["standard", "tied", "untied", "topk", "batchtopk", "matryoshka", "jumprelu", "gated"]
 Architectures = Annotated[
     Architecture | Annotated[tuple[Architecture, ...], Field(min_length=1)],
-    Field(title="one or a list of standard, tied, topk, batchtopk, matryoshka, jumprelu, gated"),
+    Field(title="one or a list of standard, tied, untied, topk, batchtopk, matryoshka, jumprelu, gated"),
 ]
 _FromZero = Annotated[int | float, Field(ge=0)]
 _AboveZero = Annotated[int | float, Field(gt=0)]

@@ -24,7 +24,7 @@ from lfp_lens.config.kinds import (
 from lfp_lens.config.strict import Strict, refuse_repeats, toml_value
 from lfp_lens.core.errors import LensError
 
-TAKES_L1 = ("standard", "tied", "gated")
+TAKES_L1 = ("standard", "tied", "untied", "gated")
 TAKES_K = ("topk", "batchtopk", "matryoshka")
 
 

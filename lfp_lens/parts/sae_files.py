@@ -121,7 +121,7 @@ def _training_kinds() -> tuple[str, ...]:
     quiet_sae_lens()
     import lfp_lens.parts.tied_sae  # noqa: F401 (registers it)
 
-    return ("tied", "batchtopk", "matryoshka_batchtopk")
+    return ("tied", "untied", "batchtopk", "matryoshka_batchtopk")
 
 
 def _load(folder: Path, architecture: str) -> Any:

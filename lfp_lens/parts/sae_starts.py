@@ -9,6 +9,8 @@ import torch
 from lfp_lens.core.errors import LensError
 from lfp_lens.results.train_sae import SAEWeights
 
+UNSCALED = ("tied", "untied")
+"""The paper's architectures, whose inputs come as they are."""
 UNIT_LENGTH = 1e-3
 """How far a row may be from length 1 to count as of unit length: half precision keeps it within that."""
 SAME_AS = 1e-5
@@ -21,12 +23,12 @@ def unfolded(made: Any, weights: SAEWeights, scale: float | None) -> dict[str, t
     See `parts.saes.start_from`, which puts it there.
     """
     kind = made.architecture()
-    assert scale is None or (kind != "tied" and 0 < scale < math.inf), (kind, scale)
+    assert scale is None or (kind not in UNSCALED and 0 < scale < math.inf), (kind, scale)
     _check(made, weights)
     tensors = {name: torch.from_numpy(np.array(tensor, np.float32)) for name, tensor in weights.tensors.items()}
     _move_input_bias(tensors, weights.config.get("apply_b_dec_to_input", True), made.apply_b_dec_to_input)
-    if kind == "tied":
-        _tie(tensors)
+    if kind in UNSCALED:
+        _tie(tensors, kind)
     elif kind in ("topk", "batchtopk", "matryoshka_batchtopk"):
         _unfold_unit_rows(tensors, scale or 1.0, weights)
     else:
@@ -69,15 +71,23 @@ def _unfold(tensors: dict[str, torch.Tensor], scale: float) -> None:
     tensors["b_dec"] *= scale
 
 
-def _tie(tensors: dict[str, torch.Tensor]) -> None:
-    encoder, rows = tensors.pop("W_enc").T, tensors.pop("W_dec")
-    apart, lengths = float((encoder - rows).abs().max()), rows.norm(dim=-1)
-    if apart > SAME_AS or float((lengths - 1).abs().max()) > SAME_AS:
+def _tie(tensors: dict[str, torch.Tensor], kind: str) -> None:
+    encoder, rows = tensors.pop("W_enc").T.contiguous(), tensors.pop("W_dec")
+    apart, lengths = float((encoder - rows).abs().max()), encoder.norm(dim=-1)
+    is_unit = float((lengths - 1).abs().max()) <= SAME_AS
+    if kind == "tied" and not (is_unit and apart <= SAME_AS):
         raise LensError(
             f"A tied SAE can only start from one whose encoder is its decoder's transpose, with rows of length 1; they "
             f"differ by up to {apart:.2g} and lengths go from {lengths.min():.3g} to {lengths.max():.3g}. Use standard."
         )
-    tensors["W"] = rows
+    if not is_unit:
+        raise LensError(
+            f"An untied SAE can only start from one whose encoder has rows of length 1; theirs go from "
+            f"{lengths.min():.3g} to {lengths.max():.3g}. Use standard."
+        )
+    tensors["W"] = encoder
+    if kind == "untied":
+        tensors["W_out"] = rows
 
 
 def _unfold_unit_rows(tensors: dict[str, torch.Tensor], scale: float, weights: SAEWeights) -> None:

@@ -51,6 +51,15 @@ def _tied(d_in: int, d_sae: int, steps: int, l1: float | None = None) -> Any:
     return TiedTrainingSAE(TiedTrainingSAEConfig(d_in=d_in, d_sae=d_sae, l1_coefficient=0.001 if l1 is None else l1))
 
 
+@ARCHITECTURES.add("untied")
+def _untied(d_in: int, d_sae: int, steps: int, l1: float | None = None) -> Any:
+    from lfp_lens.parts.tied_sae import UntiedTrainingSAE, UntiedTrainingSAEConfig
+
+    return UntiedTrainingSAE(
+        UntiedTrainingSAEConfig(d_in=d_in, d_sae=d_sae, l1_coefficient=0.001 if l1 is None else l1)
+    )
+
+
 @ARCHITECTURES.add("topk")
 def _topk(d_in: int, d_sae: int, steps: int, k: int | None = None) -> Any:
     lens = quiet_sae_lens()

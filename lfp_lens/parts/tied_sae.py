@@ -1,4 +1,4 @@
-"""The paper's autoencoder as a SAELens architecture: one matrix, unit-norm rows, encoder the decoder's transpose.
+"""The paper's autoencoders as SAELens architectures: tied (one matrix, unit-norm rows) and untied (a free decoder beside it).
 
 f = ReLU(W x + b_e), x' = W^T f + b_d, with W's rows normalised inside the graph (arXiv 2310.08164, section 3.2, and the
 public code's first version, which made the VADER results). It exports as SAELens' `standard`, which every tool reads.
@@ -64,14 +64,19 @@ class TiedTrainingSAE(TrainingSAE[TiedTrainingSAEConfig]):
             nn.init.orthogonal_(self.W)
 
     @property
-    def W_dec(self) -> torch.Tensor:
+    def rows(self) -> torch.Tensor:
         """Unit-norm rows [F, D]; the gradient flows through the norm."""
         return functional.normalize(self.W, dim=-1)
 
     @property
+    def W_dec(self) -> torch.Tensor:
+        """Decoder [F, D]."""
+        return self.rows
+
+    @property
     def W_enc(self) -> torch.Tensor:
-        """Its transpose [D, F]."""
-        return self.W_dec.T
+        """Encoder [D, F]."""
+        return self.rows.T
 
     def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
         """Name the loss weights that SAELens schedules."""
@@ -86,8 +91,8 @@ class TiedTrainingSAE(TrainingSAE[TiedTrainingSAEConfig]):
         """Give SAELens' step output, whose gradients are computed in closed form where nothing hooks in."""
         if not is_plain(self):
             return super().training_forward_pass(step_input)
-        rows_FD, l1 = self.W_dec, step_input.coefficients["l1"] * self.cfg.d_in
-        return relu_step(self, step_input, float(l1), rows_FD.T, rows_FD, weighted=False)
+        l1 = float(step_input.coefficients["l1"] * self.cfg.d_in)
+        return relu_step(self, step_input, l1, self.W_enc, self.W_dec, weighted=False)
 
     def calculate_aux_loss(
         self,
@@ -102,10 +107,42 @@ class TiedTrainingSAE(TrainingSAE[TiedTrainingSAEConfig]):
 
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
         """Write both matrices out; safetensors refuses shared storage, so each is its own copy."""
-        del state_dict["W"]
+        for name in ("W", "W_out"):
+            state_dict.pop(name, None)
         state_dict["W_dec"] = self.W_dec.detach().clone().contiguous()
         state_dict["W_enc"] = self.W_enc.detach().clone().contiguous()
 
 
-if "tied" not in SAE_TRAINING_CLASS_REGISTRY:
-    register_sae_training_class("tied", TiedTrainingSAE, TiedTrainingSAEConfig)
+@dataclass
+class UntiedTrainingSAEConfig(TiedTrainingSAEConfig):
+    """Settings of the untied SAE; those of the tied one."""
+
+    @classmethod
+    def architecture(cls) -> str:
+        """Name in SAELens' registry."""
+        return "untied"
+
+
+class UntiedTrainingSAE(TiedTrainingSAE):
+    """The paper's other autoencoder (appendix F, Table 11): encoder rows of unit norm, a decoder of its own, not normalised.
+
+    Its L1 term can be lowered by longer decoder rows, which is one reason why nobody trains it today.
+    """
+
+    def initialize_weights(self) -> None:
+        """Let the decoder begin as the encoder's transpose, so that both kinds begin alike."""
+        super().initialize_weights()
+        self.W_out = nn.Parameter(self.W.detach().clone())
+
+    @property
+    def W_dec(self) -> torch.Tensor:
+        """Decoder [F, D]."""
+        return self.W_out
+
+
+for name, made, config in (
+    ("tied", TiedTrainingSAE, TiedTrainingSAEConfig),
+    ("untied", UntiedTrainingSAE, UntiedTrainingSAEConfig),
+):
+    if name not in SAE_TRAINING_CLASS_REGISTRY:
+        register_sae_training_class(name, made, config)

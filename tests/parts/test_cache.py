@@ -11,7 +11,7 @@ from safetensors import safe_open
 from lfp_lens.core.errors import LensError
 from lfp_lens.parts import cache as module
 from lfp_lens.parts.activations import encode
-from lfp_lens.parts.cache import ActivationCache, cache, open_cache
+from lfp_lens.parts.cache import ActivationCache, cache, open_cache, opened
 from lfp_lens.parts.harvest import Models, text_batches
 from lfp_lens.parts.speed import fast_matmul
 from tests.tiny import tiny_pair, tiny_texts
@@ -129,6 +129,30 @@ def test_what_does_not_fit_is_refused(stored: ActivationCache, tmp_path: Path, m
     with pytest.raises(LensError, match="Take fewer sites or texts"):
         cache(pair, SITES, TEXTS, tmp_path / "new")
     assert not (tmp_path / "new" / "identity.json").exists()
+
+
+def test_the_rows_of_a_word_are_found_by_its_positions_or_not_at_all(stored: ActivationCache) -> None:
+    (text, stranger) = encode(tiny_pair().tokenizer, [TEXTS[7], "never cached at all"], max_tokens=96)
+    place = stored.word(text, [2, 3])
+    assert place is not None
+    whole = stored.read(text, ("base", SITES[0]))
+    assert torch.equal(stored.at(place, ("base", SITES[0])), whole[1:3]), "row 0 is position 1"
+    assert stored.word(text, [0]) is None, "the beginning-of-text token is not in it"
+    assert stored.word(text, [2, 4]) is None, "positions that do not follow one another"
+    assert stored.word(text, [len(text.ids)]) is None
+    assert stored.word(stranger, [1]) is None
+
+
+def test_what_a_verb_is_given_as_a_cache_is_opened_made_or_refused(stored: ActivationCache, tmp_path: Path) -> None:
+    pair = tiny_pair()
+    assert opened(None, pair, SITES, TEXTS, max_tokens=96) is None
+    assert opened(stored, pair, SITES, TEXTS, max_tokens=96) is stored
+    made = opened(tmp_path / "made", pair, SITES[:1], TEXTS, sides=("base",), max_tokens=96)
+    assert made is not None and made.streams == (("base", SITES[0]),)
+    with pytest.raises(LensError, match="was made from the pair"):
+        opened(stored, tiny_pair(seed=5), SITES, TEXTS, max_tokens=96)
+    with pytest.raises(LensError, match=r"cache is an ActivationCache \(lfp_lens.cache\) or a folder; a dict given"):
+        opened({}, pair, SITES, TEXTS, max_tokens=96)
 
 
 @pytest.mark.parametrize("file", ["../elsewhere.safetensors", "/etc/passwd"])

@@ -1,13 +1,19 @@
 """Readings are means over a word's own tokens, whatever else is in the batch."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from lfp_lens.core.errors import LensError
+from lfp_lens.parts import readings
 from lfp_lens.parts.activations import Encoded, encode, tokens_of_span
+from lfp_lens.parts.cache import cache
 from lfp_lens.parts.readings import RANDOM_WIDTH, WordTokens, aligned, embeddings, random_vectors
 from lfp_lens.parts.saes import load_sae
+from lfp_lens.parts.sites import activations_at
 from tests.tiny import tiny_pair, tiny_texts, tiny_tokenizer, word_saes
 
 SITES = ("blocks.0.hook_mlp_out", "blocks.2.hook_mlp_out")
@@ -51,7 +57,7 @@ def test_features_are_encoded_by_token_and_then_averaged() -> None:
 
 
 def test_batching_and_order_change_no_reading(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lfp_lens.parts import activations, readings
+    from lfp_lens.parts import activations
 
     model, texts = tiny_pair().tuned_hf, encoded()
     together = WordTokens(model, texts, SPANS, SITES).raw()
@@ -67,6 +73,49 @@ def test_what_follows_a_word_changes_no_reading() -> None:
     longer = encode(tiny_tokenizer(), [text + " and the wonderful window" for text in TEXTS], max_tokens=64)
     one, other = (WordTokens(model, texts, SPANS, SITES).raw() for texts in (encoded(), longer))
     np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_what_a_cache_holds_is_read_from_it_and_the_rest_from_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair, texts = tiny_pair(), encoded()
+    stored = cache(pair, SITES, TEXTS[:4], tmp_path / "cache", max_tokens=64)
+    asked: list[int] = []
+
+    def counting(model: Any, ids_BS: torch.Tensor, mask_BS: torch.Tensor, sites: Any) -> Any:
+        asked.append(len(ids_BS))
+        return activations_at(model, ids_BS, mask_BS, sites)
+
+    plain = {side: WordTokens(pair.hf(side), texts, SPANS, SITES).raw() for side in ("base", "tuned")}
+    monkeypatch.setattr(readings, "activations_at", counting)
+    for side, wanted in plain.items():
+        found = WordTokens(pair.hf(side), texts, SPANS, SITES, cache=stored, side=side).raw()
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert asked == [3, 3], "texts 4 to 6, once for each model"
+    whole = cache(pair, SITES, TEXTS, tmp_path / "whole", max_tokens=64)
+    found = WordTokens(pair.base_hf, texts, SPANS, SITES, cache=whole, side="base").raw()
+    np.testing.assert_allclose(found, plain["base"], atol=1e-5)
+    assert asked == [3, 3], "no model runs where everything is held"
+
+
+def test_a_site_that_a_cache_lacks_is_read_from_the_model(tmp_path: Path) -> None:
+    pair, texts = tiny_pair(), encoded()
+    stored = cache(pair, SITES[:1], TEXTS, tmp_path / "cache", max_tokens=64)
+    found = WordTokens(pair.tuned_hf, texts, SPANS, SITES, cache=stored).raw()
+    np.testing.assert_array_equal(found, WordTokens(pair.tuned_hf, texts, SPANS, SITES).raw())
+
+
+def test_a_word_after_a_beginning_of_text_token_inside_the_text_is_found_in_a_cache(tmp_path: Path) -> None:
+    """The cache leaves that token out, so rows and positions differ by more than the first token."""
+    pair = tiny_pair()
+    given = [f"we saw<|endoftext|> the {text}" for text in TEXTS]
+    spans = [(start + len(text) - len(short), end + len(text) - len(short))
+             for (start, end), text, short in zip(SPANS, given, TEXTS)]  # fmt: skip
+    texts = encode(tiny_tokenizer(), given, max_tokens=64)
+    stored = cache(pair, SITES, given, tmp_path / "cache", max_tokens=64)
+    assert all(stored.word(text, tokens_of_span(text, span)) for text, span in zip(texts, spans))
+    found = WordTokens(pair.tuned_hf, texts, spans, SITES, cache=stored).raw()
+    np.testing.assert_allclose(found, WordTokens(pair.tuned_hf, texts, spans, SITES).raw(), atol=1e-5)
 
 
 def test_sites_are_concatenated_in_the_order_given() -> None:

@@ -16,7 +16,7 @@ from lfp_lens.parts.saes import ARCHITECTURES, export, load_weights, new_sae, qu
 from lfp_lens.results.train_sae import SAEWeights
 
 WIDTH, FEATURES, SITE = 12, 24, "blocks.1.hook_mlp_out"
-FOLDED = ["standard", "tied", "topk", "batchtopk", "matryoshka", "jumprelu", "gated"]
+FOLDED = ["standard", "tied", "untied", "topk", "batchtopk", "matryoshka", "jumprelu", "gated"]
 
 
 def data() -> torch.Tensor:

@@ -134,7 +134,7 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_global_state(archit
     assert any(not torch.equal(tensor, third.state_dict()[name]) for name, tensor in one.state_dict().items())
 
 
-@pytest.mark.parametrize("architecture", [name for name in NAMES if name != "tied"])
+@pytest.mark.parametrize("architecture", [name for name in NAMES if name not in ("tied", "untied")])
 def test_scaled_training_is_undone_in_the_weights(architecture: str) -> None:
     """The exported dictionary takes activations as they come: their scale is in its weights."""
     sae, batch = an_sae(architecture), data()
@@ -350,7 +350,7 @@ def test_training_started_from_a_dictionary_begins_as_that_dictionary(architectu
         np.testing.assert_allclose(again.tensors[name], tensor, rtol=2e-6, atol=1e-7, err_msg=name)
 
 
-@pytest.mark.parametrize("architecture", [name for name in NAMES if name != "tied"])
+@pytest.mark.parametrize("architecture", [name for name in NAMES if name not in ("tied", "untied")])
 def test_a_start_computes_on_scaled_inputs_what_the_dictionary_computes(architecture: str) -> None:
     weights, scale = exported(trained(architecture, steps=20)), 2.5
     sae = an_sae(architecture, seed=5)
@@ -371,7 +371,9 @@ def test_a_start_trains_on_and_loses_less_than_a_fresh_one(architecture: str) ->
 
     first = exported(trained(architecture, steps=40))
     sae = an_sae(architecture, seed=5)
-    start_from(sae, first, None if architecture == "tied" else float(WIDTH**0.5 / data().norm(dim=-1).mean()))
+    start_from(
+        sae, first, None if architecture in ("tied", "untied") else float(WIDTH**0.5 / data().norm(dim=-1).mean())
+    )
     assert error(exported(trained(architecture, steps=3, sae=sae))) < 0.8 * error(exported(trained(architecture)))
 
 
@@ -464,3 +466,13 @@ def test_a_config_knows_the_same_architectures_and_settings() -> None:
         assert TrainSAEConfig(architecture=name).architecture == name
     with pytest.raises(LensError, match="architecture"):
         TrainSAEConfig(architecture="topp")
+
+
+def test_the_untied_sae_has_unit_encoder_rows_and_a_free_decoder() -> None:
+    """The paper's other kind (Table 11): both begin alike, then only the encoder keeps its length."""
+    begun, sae = an_sae("untied"), trained("untied", steps=40)
+    assert torch.equal(begun.W_dec, begun.W)
+    tensors = exported(sae).tensors
+    assert np.linalg.norm(tensors["W_enc"], axis=0) == pytest.approx(np.ones(24), rel=1e-5)
+    assert np.ptp(np.linalg.norm(tensors["W_dec"], axis=1)) > 0.01
+    assert np.abs(tensors["W_enc"].T - tensors["W_dec"]).max() > 0.01

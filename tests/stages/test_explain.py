@@ -11,8 +11,6 @@ import pytest
 from lfp_lens.core.errors import GateError, LensError
 from lfp_lens.core.stats import Estimate
 from lfp_lens.core.store import Store
-from lfp_lens.parts.activations import encode
-from lfp_lens.parts.harvest import TextBatches
 from lfp_lens.parts.pair import Pair
 from lfp_lens.results.attribute import Effects
 from lfp_lens.results.explain import Labels
@@ -331,6 +329,90 @@ def test_a_stored_result_comes_back_the_same(pair: Pair, saes: SAESet, tmp_path:
     np.testing.assert_array_equal(again.examples[0][0].activations, first.examples[0][0].activations)
     other = explain(pair, saes, TEXTS, k=4, lexicon={"table": 2.0}, store=store)
     assert other.is_relevant.tolist() == [False, False, True, False]
+
+
+# --- from a cache ---
+
+
+@pytest.fixture(scope="module")
+def stored(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> ActivationCache:
+    return make_cache(pair, [SITE], TEXTS, tmp_path_factory.mktemp("explain") / "cache", max_tokens=64)
+
+
+def assert_alike(one: Labels, other: Labels) -> None:
+    assert (one.features, one.description) == (other.features, other.description)
+    np.testing.assert_array_equal(one.detection, other.detection)
+    for left, right in zip(one.examples, other.examples, strict=True):
+        assert [shown.tokens for shown in left] == [shown.tokens for shown in right]
+        for shown, again in zip(left, right):
+            np.testing.assert_allclose(shown.activations, again.activations, atol=1e-5)
+
+
+def without_models(patch: pytest.MonkeyPatch) -> None:
+    def refuse(*given: Any, **named: Any) -> None:
+        raise AssertionError("a model was run")
+
+    for module in (harvest, sites):
+        patch.setattr(module, "activations_at", refuse)
+
+
+def test_from_a_cache_the_labels_are_the_same_and_no_model_runs(
+    pair: Pair, saes: SAESet, labels: Labels, stored: ActivationCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fired = watched(pair, saes, TEXTS)
+    without_models(monkeypatch)
+    with pytest.raises(AssertionError, match="a model was run"):
+        explain(pair, saes, TEXTS, k=4)
+    assert_alike(explain(pair, saes, TEXTS, k=4, cache=stored), labels)
+    again = watched(pair, saes, TEXTS, cache=stored)
+    assert again.features == fired.features
+    np.testing.assert_allclose(again.matrix_NF.toarray(), fired.matrix_NF.toarray(), atol=1e-5)
+
+
+def test_a_cache_of_one_side_in_a_folder_is_made_once(
+    pair: Pair, saes: SAESet, labels: Labels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert_alike(explain(pair, saes, TEXTS, k=4, cache=tmp_path / "acts"), labels)
+    assert open_cache(tmp_path / "acts").streams == (("tuned", SITE),)
+    without_models(monkeypatch)
+    assert_alike(explain(pair, saes, TEXTS, k=4, cache=str(tmp_path / "acts")), labels)
+    assert_alike(explain(pair, saes, TEXTS, k=4, seed=0, select="all", cache=str(tmp_path / "acts")), labels)
+
+
+def test_texts_that_hold_a_beginning_of_text_token_are_read_from_a_cache_too(
+    pair: Pair, saes: SAESet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [*(f"{text[:15]}<|endoftext|>{text[15:]}" for text in TEXTS[:60]), *TEXTS[60:], "<|endoftext|>"]
+    plain = explain(pair, saes, texts, k=4)
+    stored = make_cache(pair, [SITE], texts, tmp_path / "acts", max_tokens=64)
+    without_models(monkeypatch)
+    assert_alike(explain(pair, saes, texts, k=4, cache=stored), plain)
+
+
+def test_a_cache_of_something_else_is_refused(pair: Pair, saes: SAESet, stored: ActivationCache) -> None:
+    with pytest.raises(LensError, match=r"lacks 1 of 121 texts .*max_tokens=64\). Make it from the same texts"):
+        explain(pair, saes, [*TEXTS, "we saw it in the garden"], k=4, cache=stored)
+    with pytest.raises(LensError, match="lacks .* of 120 texts"):
+        explain(pair, saes, TEXTS, k=4, max_tokens=6, cache=stored)
+    with pytest.raises(LensError, match="was made from the pair"):
+        other = tiny_pair(seed=3)
+        explain(other, word_saes(other, PLANTED), TEXTS, k=4, cache=stored)
+    with pytest.raises(LensError, match="cache is an ActivationCache .* or a folder; a int given"):
+        explain(pair, saes, TEXTS, k=4, cache=3)
+
+
+def test_a_result_is_found_again_whether_it_came_from_a_cache_or_not(
+    pair: Pair, saes: SAESet, stored: ActivationCache, tmp_path: Path
+) -> None:
+    store = Store(tmp_path / "run")
+    explain(pair, saes, TEXTS, k=4, store=store)
+    explain(pair, saes, TEXTS, k=4, cache=stored, store=store)
+    explain(pair, saes, TEXTS, k=4, cache=str(tmp_path / "unused"), store=store)
+    assert len(list(store.root.glob("explain-*"))) == 1
+    assert not (tmp_path / "unused").exists(), "what is stored needs no activations"
+    rounded = make_cache(pair, [SITE], TEXTS, tmp_path / "half", max_tokens=64, dtype="bfloat16")
+    explain(pair, saes, TEXTS, k=4, cache=rounded, store=store)
+    assert len(list(store.root.glob("explain-*"))) == 2, "rounded activations give a result of their own"
 
 
 def test_hostile_text_is_carried_as_text(pair: Pair, saes: SAESet) -> None:

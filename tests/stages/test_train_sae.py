@@ -13,7 +13,7 @@ from lfp_lens.core.errors import LensError
 from lfp_lens.core.store import Store
 from lfp_lens.parts.activations import encode
 from lfp_lens.parts.pair import Pair, load_pair
-from lfp_lens.parts.saes import load_sae, quiet_sae_lens
+from lfp_lens.parts.saes import ARCHITECTURES, load_sae, quiet_sae_lens
 from lfp_lens.results.train_sae import SAESet
 from lfp_lens.stages.train_sae import train_sae
 from tests.tiny import perturbed, tiny_model, tiny_pair, tiny_texts, tiny_tokenizer
@@ -81,7 +81,7 @@ def test_training_lowers_the_loss_and_explains_what_the_untrained_one_does_not()
     assert losses[-10:].mean() < losses[:10].mean() / 2
 
 
-@pytest.mark.parametrize("architecture", ["standard", "tied", "topk", "batchtopk", "jumprelu", "gated", "matryoshka"])
+@pytest.mark.parametrize("architecture", list(ARCHITECTURES))
 def test_every_architecture_runs_and_its_stored_saes_open_in_saelens(architecture: str, tmp_path: Path) -> None:
     store = Store(tmp_path)
     found = trained(tiny_pair(), SITES[:1], sizes=(1,), sides=("tuned",), architecture=architecture, store=store)

@@ -74,9 +74,9 @@ def probe(
         max_tokens: texts are cut there.
         gate: `refuse` raises where no SAE is good enough to read features from; `warn` reads them all the same.
         cache: an `ActivationCache` of `triples.up_to_word()` at these sites (`lfp_lens.cache` with this `max_tokens`), read
-            in place of the models; or a folder, where one is made first. Probes of the same triples with another split,
-            signal or lexicon then share it. Texts that it lacks, such as those longer than `max_tokens`, are read from the
-            models; so are the words in `texts` and the log-probabilities of `implicit_reward`.
+            in place of the models; or a folder, where one is made first. It saves the pass of each model over the triples
+            for every further probe of them, with another split or signal. Texts that it lacks, such as those longer than
+            `max_tokens`, are read from the models; so are `texts`, and the log-probabilities of `implicit_reward`.
         seed: of contexts, folds, controls and bootstraps.
         store: a run's store, or None.
 
@@ -95,7 +95,8 @@ def probe(
         raise LensError("These SAEs were trained on another pair; train them on this one.")
     if gate not in GATES:
         raise unknown("gate", gate, GATES)
-    lacking = {"tuned", "base"} - {sae.side for sae in saes.saes} - ({"base"} if signal == "implicit_reward" else set())
+    needed = {"tuned"} if signal == "implicit_reward" else {"tuned", "base"}
+    lacking = needed - {sae.side for sae in saes.saes}
     if lacking:
         raise GateError(
             f"{signal} is read from SAEs of the {' and the '.join(sorted(lacking))} model, which were not trained."
@@ -201,16 +202,8 @@ def _measure(pair: Pair, texts: Sequence[str], stated: Mapping[str, float], give
     margin = stats.t.ppf(0.975, np.maximum(sizes - 1, 1)) * spread / np.sqrt(sizes)
     tokens = np.array([len(ids) for ids in word_ids(pair.tokenizer, names.tolist())])
     log_frequency = np.log1p([counts[str(name)] for name in names])
-    parts = (
-        value,
-        value - margin,
-        value + margin,
-        sizes,
-        tokens,
-        log_frequency,
-        mean(base_log_p),
-        mean(twin_values),
-    )
+    of_base, of_twin = mean(base_log_p), mean(twin_values)
+    parts = (value, value - margin, value + margin, sizes, tokens, log_frequency, of_base, of_twin)
     return Measured(tuple(names[enough].tolist()), *(part[enough] for part in parts))
 
 

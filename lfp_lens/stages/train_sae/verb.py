@@ -71,7 +71,7 @@ def train_sae(
         sizes: features divided by the site's width; the paper trains 1 and 2.
         sides: `base`, `tuned`, `difference` (tuned - base at the same token) or `both` (a crosscoder: one dictionary of both
             models' activations), one or several.
-        architecture: `standard`, `tied` (the paper's), `topk`, `batchtopk`, `matryoshka`, `jumprelu`, `gated`; or several.
+        architecture: `standard`, `tied` (the paper's), `untied`, `topk`, `batchtopk`, `matryoshka`, `jumprelu`, `gated`; or several.
         l1: weight of the sparsity penalty; None takes the architecture's own; or several values (a sweep).
         k: active features per token, for `topk`, `batchtopk` and `matryoshka`; None takes an eighth of the width; or several.
         lr: Adam's learning rate, constant; or several values.
