@@ -1,4 +1,7 @@
-"""Activations of five sites: our hooks on the Hugging Face trunk against TransformerLens' `run_with_cache`."""
+"""Activations of five sites: our hooks on the Hugging Face trunk against TransformerLens' `run_with_cache`.
+
+Every ratio is printed twice: with the peer at its defaults (fp32), and with the peer at our precision.
+"""
 
 from collections.abc import Iterator
 
@@ -9,10 +12,14 @@ from lfp_lens.parts.sites import activations_at
 from tests.benchmarks.measure import Comparison, Shape, cpu_seconds, one_thread, product
 from tests.tiny import tiny_tokenizer
 
+PRECISIONS = ("fp32", "fp32 oneDNN", "bf16")
+
 
 def harvest(shape: Shape | None = None, *, texts: int = 8, repeats: int = 3) -> Iterator[Comparison]:
     """Compare tokens per CPU-second; both sides must give the same activations first."""
     shape = shape or Shape()
+    what = f"MLP outputs of {len(shape.sites)} layers, width {shape.width}, {texts} x {shape.context} tokens"
+    unit = "tokens per CPU-second, one thread"
     with one_thread(), torch.no_grad():
         model = shape.model()
         hooked = to_hooked(model, tiny_tokenizer())
@@ -29,12 +36,15 @@ def harvest(shape: Shape | None = None, *, texts: int = 8, repeats: int = 3) -> 
         ours, theirs = jobs["ours"](), jobs["run_with_cache"]()[1]
         for site in shape.sites:
             torch.testing.assert_close(ours[site], theirs[site], rtol=1e-3, atol=1e-4)
-        for precision in ("fp32", "fp32 oneDNN"):
-            with product(precision):
+        default: dict[str, float] = {}
+        for precision in PRECISIONS:
+            with product(precision), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
                 seconds = cpu_seconds(jobs, repeats=repeats)
             rate = {name: ids_BS.numel() / taken for name, taken in seconds.items()}
+            default = default or rate
             for name in list(jobs)[1:]:
-                yield Comparison(
-                    "harvest", f"MLP outputs of {len(shape.sites)} layers, width {shape.width}, {texts} x {shape.context} tokens",
-                    rate["ours"], rate[name], f"TransformerLens {name}", precision, "tokens per CPU-second, one thread",
-                )  # fmt: skip
+                if precision != PRECISIONS[0]:
+                    yield Comparison("harvest", what, rate["ours"], default[name],
+                                     f"TransformerLens {name}, at its defaults", precision, unit)  # fmt: skip
+                yield Comparison("harvest", what, rate["ours"], rate[name], f"TransformerLens {name}, at {precision}",
+                                 precision, unit)  # fmt: skip

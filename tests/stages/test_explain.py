@@ -11,6 +11,11 @@ import pytest
 from lfp_lens.core.errors import GateError, LensError
 from lfp_lens.core.stats import Estimate
 from lfp_lens.core.store import Store
+from lfp_lens.parts import harvest, sites
+from lfp_lens.parts.activations import encode
+from lfp_lens.parts.cache import ActivationCache, open_cache
+from lfp_lens.parts.cache import cache as make_cache
+from lfp_lens.parts.harvest import TextBatches
 from lfp_lens.parts.pair import Pair
 from lfp_lens.results.attribute import Effects
 from lfp_lens.results.explain import Labels
@@ -392,12 +397,12 @@ def test_texts_that_hold_a_beginning_of_text_token_are_read_from_a_cache_too(
 def test_a_cache_of_something_else_is_refused(pair: Pair, saes: SAESet, stored: ActivationCache) -> None:
     with pytest.raises(LensError, match=r"lacks 1 of 121 texts .*max_tokens=64\). Make it from the same texts"):
         explain(pair, saes, [*TEXTS, "we saw it in the garden"], k=4, cache=stored)
-    with pytest.raises(LensError, match="lacks .* of 120 texts"):
+    with pytest.raises(LensError, match=r"lacks .* of 120 texts"):
         explain(pair, saes, TEXTS, k=4, max_tokens=6, cache=stored)
+    other = tiny_pair(seed=3)
     with pytest.raises(LensError, match="was made from the pair"):
-        other = tiny_pair(seed=3)
         explain(other, word_saes(other, PLANTED), TEXTS, k=4, cache=stored)
-    with pytest.raises(LensError, match="cache is an ActivationCache .* or a folder; a int given"):
+    with pytest.raises(LensError, match=r"cache is an ActivationCache .* or a folder; a int given"):
         explain(pair, saes, TEXTS, k=4, cache=3)
 
 

@@ -1,6 +1,7 @@
 """probe: planted feedback is found, with the words planted wrong; where nothing was planted nothing is found."""
 
 import copy
+import dataclasses
 from functools import cache
 from typing import Any
 
@@ -10,6 +11,9 @@ import torch
 from scipy import stats
 
 from lfp_lens.core.errors import GateError, LensError
+from lfp_lens.parts import readings
+from lfp_lens.parts.cache import cache as cache_of
+from lfp_lens.parts.cache import open_cache
 from lfp_lens.parts.pair import Pair, load_pair
 from lfp_lens.parts.readings import random_vectors
 from lfp_lens.results import Learned, SAESet, Triples
@@ -325,6 +329,80 @@ def test_without_saes_of_the_base_the_rest_is_measured() -> None:
     found = probed(untaught(), saes(untaught(), sides=("tuned",)))
     assert ("base", "sae") not in {(cell.side, cell.input) for cell in found.grid}
     assert ("base", "raw") in {(cell.side, cell.input) for cell in found.grid}
+
+
+# --- from a cache ---
+
+
+def assert_alike(one: Learned, other: Learned) -> None:
+    assert (one.words, one.neutral_words) == (other.words, other.neutral_words)
+    for name in ("measured", "raw", "predicted"):
+        np.testing.assert_allclose(getattr(one, name), getattr(other, name), atol=1e-5)
+    taus = [[cell.agreement.tau for cell in found.grid] for found in (one, other)]
+    np.testing.assert_allclose(*taus, atol=1e-5)
+
+
+def counted(patch: pytest.MonkeyPatch) -> list[int]:
+    """Count the texts whose activations the models are asked for."""
+    asked: list[int] = []
+    read = readings.activations_at
+
+    def counting(model: Any, ids_BS: torch.Tensor, *given: Any) -> Any:
+        asked.append(len(ids_BS))
+        return read(model, ids_BS, *given)
+
+    patch.setattr(readings, "activations_at", counting)
+    return asked
+
+
+@pytest.mark.parametrize("signal", ["implicit_reward", "activation_delta"])
+def test_from_a_cache_a_probe_is_the_same_and_asks_no_model_for_activations(
+    signal: str, learned: Learned, delta: Learned, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One cache serves both signals."""
+    stored = cache_of(taught(), [SITE], triples().up_to_word(), tmp_path / "acts", max_tokens=128)
+    asked = counted(monkeypatch)
+    found = probed(taught(), signal=signal, cache=stored)
+    assert asked == []
+    assert_alike(found, learned if signal == "implicit_reward" else delta)
+
+
+def test_texts_that_are_cut_otherwise_are_read_from_the_models(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A probe keeps the end of a long text and a cache its start: here half of the texts are longer than 8 tokens."""
+    rows = triples()
+    short = tuple(left if row % 2 else " ".join(left.split()[-3:]) + " " for row, left in enumerate(rows.prefix))
+    rows = dataclasses.replace(rows, prefix=short)
+    stored = cache_of(untaught(), [SITE], rows.up_to_word(), tmp_path / "acts", max_tokens=8)
+    options = {"triples": rows, "max_tokens": 8, "split": "row", "signal": "activation_delta"}
+    plain = probed(untaught(), **options)
+    asked = counted(monkeypatch)
+    assert_alike(probed(untaught(), cache=stored, **options), plain)
+    assert sum(asked) == 2 * 3 * len(rows) // 2, "the long half of three members, once in each model"
+
+
+def test_a_probe_makes_a_cache_in_a_folder_and_reads_it_again(
+    learned: Learned, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = counted(monkeypatch)
+    for _ in range(2):
+        assert_alike(probed(taught(), cache=str(tmp_path / "acts")), learned)
+    assert asked == []
+    assert open_cache(tmp_path / "acts").streams == (("base", SITE), ("tuned", SITE))
+
+
+def test_a_cache_of_another_pair_is_refused(tmp_path: Any) -> None:
+    stored = cache_of(untaught(), [SITE], triples().up_to_word(), tmp_path / "acts", max_tokens=128)
+    with pytest.raises(LensError, match="was made from the pair"):
+        probed(taught(), cache=stored)
+
+
+def test_the_texts_of_a_cache_end_with_the_words_of_all_members() -> None:
+    rows = triples(12)
+    texts_of = rows.up_to_word()
+    assert len(texts_of) == 36
+    assert texts_of[:12] == rows.up_to_word("positive")
+    assert all(text.endswith(word) for text, word in zip(texts_of[12:], rows.neutral + rows.negative))
+    assert all(text.startswith(left) for text, left in zip(texts_of, rows.prefix * 3))
 
 
 # --- p-values and neutral words ---

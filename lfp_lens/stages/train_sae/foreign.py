@@ -19,10 +19,10 @@ from lfp_lens.parts.saes import ARCHITECTURES, export, new_sae
 from lfp_lens.parts.sites import layer_of, module_at
 from lfp_lens.parts.speed import fast_matmul
 from lfp_lens.results.train_sae import SAERecord, SAESet, SAEWeights
+from lfp_lens.stages.train_sae.job import PCA_TOKENS
 from lfp_lens.stages.train_sae.matching import match, stability
 from lfp_lens.stages.train_sae.plan import Spec
 from lfp_lens.stages.train_sae.quality import Judged, measure_quality
-from lfp_lens.stages.train_sae.verb import PCA_TOKENS
 
 ONE_MODEL = ("base", "tuned", "difference")
 UNKNOWN = 0

@@ -1,40 +1,18 @@
 """The verb: one pass of each model feeds all SAEs, SAELens trains them, held-out text judges them."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import replace
-from functools import partial
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
-import torch
-from tqdm import tqdm
 
 from lfp_lens.core.errors import LensError
 from lfp_lens.core.store import Store, keep
-from lfp_lens.core.work import SUFFIX, work_folder
-from lfp_lens.parts.activations import Encoded, encode
-from lfp_lens.parts.cache import cache as make_cache
-from lfp_lens.parts.checkpoints import weights_fingerprint
-from lfp_lens.parts.harvest import Blocks, Models, Stream, TextBatches, split, text_batches
+from lfp_lens.parts.cache import in_key, opened
 from lfp_lens.parts.pair import Pair
-from lfp_lens.parts.saes import export
 from lfp_lens.parts.sites import module_at
-from lfp_lens.parts.speed import fast_matmul
-from lfp_lens.parts.twins import random_model
-from lfp_lens.results.train_sae import Floor, SAERecord, SAESet, SAEWeights
-from lfp_lens.stages.train_sae.crosscoder import compare
-from lfp_lens.stages.train_sae.matching import match, stability
-from lfp_lens.stages.train_sae.plan import RANDOM, Spec, make_specs
-from lfp_lens.stages.train_sae.quality import Judged, measure_quality
+from lfp_lens.results.train_sae import SAESet
+from lfp_lens.stages.train_sae.job import Job
+from lfp_lens.stages.train_sae.plan import make_specs
 from lfp_lens.stages.train_sae.starts import find_starts
-from lfp_lens.stages.train_sae.training import Schedule, Trained, train
-
-CHUNKS = 32
-"""Groups of held-out texts that a crosscoder's intervals resample."""
-PCA_TOKENS = 8192
-"""Training tokens that principal components are fitted on."""
+from lfp_lens.stages.train_sae.training import Schedule
 
 
 def train_sae(
@@ -71,7 +49,8 @@ def train_sae(
         sizes: features divided by the site's width; the paper trains 1 and 2.
         sides: `base`, `tuned`, `difference` (tuned - base at the same token) or `both` (a crosscoder: one dictionary of both
             models' activations), one or several.
-        architecture: `standard`, `tied` (the paper's), `untied`, `topk`, `batchtopk`, `matryoshka`, `jumprelu`, `gated`; or several.
+        architecture: `standard`, `tied` (the paper's), `untied`, `topk`, `batchtopk`, `matryoshka`, `jumprelu`, `gated`; or
+            several.
         l1: weight of the sparsity penalty; None takes the architecture's own; or several values (a sweep).
         k: active features per token, for `topk`, `batchtopk` and `matryoshka`; None takes an eighth of the width; or several.
         lr: Adam's learning rate, constant; or several values.
@@ -116,126 +95,13 @@ def train_sae(
     specs = make_specs(sites, sizes, sides, settings, width=width, seeds=seeds)
     for site in sites:
         module_at(pair.tuned_hf, site)
-    encoded = encode(pair.tokenizer, texts, max_tokens=pair.room(max_tokens))
-    train_texts, heldout = split(encoded)
-    begin = pair.tokenizer.bos_token_id
-    read = text_batches(train_texts, width=width, begin=begin, device=pair.device)
-    have = int(read.n_tokens.sum())
-    if have < batch_tokens:
-        raise LensError(
-            f"The training texts hold {have} tokens; one batch needs batch_tokens={batch_tokens}: give more texts."
-        )
-    if not any(token != begin for text in heldout for token in text.ids):
-        raise LensError(
-            f"The {len(heldout)} held-out texts, the last tenth, hold no tokens to judge an SAE on: give others."
-        )
-    own = {side: weights_fingerprint(pair.hf(side)) for side in ("base", "tuned")}
     starts = find_starts(from_sae, specs)
-    twins = [spec.at(RANDOM) for spec in specs if random_twin and spec.seed == seed and spec.side in ("base", "tuned")]
-    everything = list(dict.fromkeys(specs + twins))
-    models = {"base": pair.base_hf, "tuned": pair.tuned_hf}
-    if twins:
-        models[RANDOM] = random_model(pair.base_hf, seed=seed)
-    schedule = Schedule(tokens // batch_tokens, batch_tokens, precision == "bf16")
-    streams = list(dict.fromkeys(spec.stream for spec in everything))
-    reader: Any = Models(models, read, streams, schedule.bf16)
-    if isinstance(cache, (str, Path)):
-        cache = make_cache(pair, sites, texts, cache, max_tokens=max_tokens)
-    if cache is not None:
-        reader = cache.reader(read, streams, pair, reader)
-    block = min(max(1, buffer_tokens // batch_tokens), schedule.steps) * batch_tokens
-    source = Blocks(reader, read.n_tokens, block, seed)
-
-    measured = {"tokens": heldout_tokens, "spliced": spliced_tokens, "seed": seed}
-
-    def make(folder: Path | None) -> SAESet:
-        work = nullcontext(None) if folder is None else work_folder(folder.with_suffix(SUFFIX))
-        with fast_matmul(), work as place, _bar(everything, source, schedule) as bar:
-            trained = train(everything, source, schedule, starts=starts, device=pair.device, work=place, bar=bar)
-            first = next(source.blocks(0, [min(block, PCA_TOKENS)]))
-            fit = {stream: acts.float().cpu() for stream, acts in first.items()}
-            found = _judged(pair, models, trained, own, heldout, fit, schedule, measured)
-            return _compared(found, pair, heldout, heldout_tokens, seed)
-
-    # Where activations are read does not change them; what is started from is its weights, not their place.
-    key = {name: value for name, value in inputs.items() if name not in ("cache", "from_sae")}
+    job = Job(
+        pair, specs, texts, Schedule(tokens // batch_tokens, batch_tokens, precision == "bf16"), starts,
+        cache=opened(cache, pair, sites, texts, max_tokens=max_tokens), buffer_tokens=buffer_tokens, max_tokens=max_tokens,
+        heldout_tokens=heldout_tokens, spliced_tokens=spliced_tokens, random_twin=random_twin, seed=seed,
+    )  # fmt: skip
+    # What is started from is its weights, not their place.
+    key = {name: value for name, value in in_key(inputs).items() if name != "from_sae"}
     key["starts"] = {spec.name: weights.fingerprint for spec, weights in starts.items()}
-    return keep(store, "train_sae", key, make)
-
-
-def _bar(specs: Sequence[Spec], source: Blocks, schedule: Schedule) -> tqdm:
-    """Say what the memory goes to, and give the bar."""
-    widths = {spec.stream: spec.d_in for spec in specs}
-    buffer = 4 * source.block_tokens * sum(widths.values())
-    # Weights, gradients, two moments of Adam, and the untrained twin at the end.
-    training = 5 * 4 * sum(2 * spec.d_in * spec.d_sae for spec in specs)
-    bar = tqdm(total=schedule.steps * schedule.batch_tokens, desc="train_sae", unit="tok", unit_scale=True)
-    if not bar.disable:
-        bar.write(
-            f"train_sae: {len(specs)} SAEs {training / 1e6:,.0f} MB, buffer of {source.block_tokens:,} tokens at "
-            f"{len(widths)} sites {buffer / 1e6:,.0f} MB"
-        )
-    return bar
-
-
-def _judged(
-    pair: Pair, models: Mapping[str, Any], trained: Mapping[Spec, Trained], own: Mapping[str, str],
-    heldout: Sequence[Encoded], fit: Mapping[Stream, torch.Tensor], schedule: Schedule, measured: Mapping[str, Any],
-) -> SAESet:  # fmt: skip
-    """Export every SAE, measure it, and match them."""
-    weights: dict[Spec, tuple[SAEWeights, SAEWeights]] = {}
-    for spec, made in trained.items():
-        name = {"site": spec.site, "model_name": f"{type(pair.tuned_hf).__name__} {spec.side}", "side": spec.side}
-        name["fingerprint"] = own.get(spec.side, pair.fingerprint)
-        weights[spec] = (export(made.sae, **name), export(made.untrained, **name))
-    asked = {
-        spec: Judged(spec.side, spec.site, learned, None if spec.side == RANDOM else fresh)
-        for spec, (learned, fresh) in weights.items()
-    }
-    quality = measure_quality(models, pair.tokenizer, asked, heldout, fit=fit, **measured)
-    records, curves = [], {}
-    for spec, made in trained.items():
-        if spec.side == RANDOM:
-            continue
-        facts, twin = dict(quality[spec]), replace(spec, side=RANDOM, seed=measured["seed"])
-        if twin in quality and spec.side in ("base", "tuned"):
-            facts["floors"] = facts["floors"] | {"random_model": _floor(quality[twin])}
-        record = SAERecord(
-            side=spec.side, site=spec.site, size=spec.size, architecture=spec.architecture, seed=spec.seed,
-            l1=getattr(made.sae.cfg, "l1_coefficient", None), k=spec.k, lr=spec.lr, weights=weights[spec][0],
-            n_train_tokens=len(made.curve) * schedule.batch_tokens, stability=None, crosscoder=None, **facts,
-        )  # fmt: skip
-        records.append(record)
-        curves[record.name] = made.curve
-    stable = stability(records)
-    records = [replace(record, stability=stable.get(record.name)) for record in records]
-    return SAESet(tuple(records), pair.fingerprint, match(records, seed=measured["seed"]), curves)
-
-
-def _compared(saes: SAESet, pair: Pair, heldout: Sequence[Encoded], tokens: int, seed: int) -> SAESet:
-    """Add to every crosscoder which features the two models share, from one pass of both over the held-out texts."""
-    sites = list(dict.fromkeys(sae.site for sae in saes.saes if sae.side == "both"))
-    if not sites:
-        return saes
-    rows = np.arange(len(heldout))[np.cumsum([len(text.ids) for text in heldout]) <= tokens]
-    begin = pair.tokenizer.bos_token_id
-    groups = [part.tolist() for part in np.array_split(rows, CHUNKS) if len(part)]
-    streams = [(side, site) for site in sites for side in ("base", "tuned")]
-    reader = Models({"base": pair.base_hf, "tuned": pair.tuned_hf}, TextBatches(heldout, groups, begin), streams)
-    chunks = [reader.read(at) for at in range(len(groups))]
-
-    def at(site: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        return ((part["base", site], part["tuned", site]) for part in chunks)
-
-    found = {
-        sae.name: compare(sae.weights, partial(at, sae.site), seed=seed, device=pair.device)
-        for sae in saes.saes if sae.side == "both"
-    }  # fmt: skip
-    return replace(saes, saes=tuple(replace(sae, crosscoder=found.get(sae.name)) for sae in saes.saes))
-
-
-def _floor(facts: Mapping[str, Any]) -> Floor:
-    kept = ("explained_variance", "kl_recovered", "ce_recovered", "l0", "dead_share", "shrinkage")
-    return Floor(
-        kind="random_model", n_features=len(facts["firing_rate"]), weights=None, **{name: facts[name] for name in kept}
-    )
+    return keep(store, "train_sae", key, job.run)
