@@ -34,9 +34,9 @@ NotNegativesOrNone = Annotated[
     _FromZero | Annotated[tuple[_FromZero, ...], Field(min_length=1)] | None,
     Field(title="a number of at least 0, a list of such numbers, or no such key"),
 ]
-Positives = Annotated[
-    _AboveZero | Annotated[tuple[_AboveZero, ...], Field(min_length=1)],
-    Field(title="a number above 0, or a list of such numbers"),
+PositivesOrNone = Annotated[
+    _AboveZero | Annotated[tuple[_AboveZero, ...], Field(min_length=1)] | None,
+    Field(title="a number above 0, a list of such numbers, or no such key"),
 ]
 CountsOrNone = Annotated[
     _Whole | Annotated[tuple[_Whole, ...], Field(min_length=1)] | None,

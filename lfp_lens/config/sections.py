@@ -12,7 +12,7 @@ from lfp_lens.config.kinds import (
     NotNegative,
     NotNegativesOrNone,
     Number,
-    Positives,
+    PositivesOrNone,
     SAESide,
     Side,
     Size,
@@ -55,8 +55,8 @@ class TrainSAEConfig(Strict):
     """Weight of the L1 norm, for standard, tied and gated; not given: the architecture's own."""
     k: CountsOrNone = None
     """Features active per token, for topk, batchtopk and matryoshka; not given: an eighth of the site's width."""
-    lr: Positives = 1e-3
-    """Learning rate."""
+    lr: PositivesOrNone = None
+    """Learning rate; not given: 0.001, for a crosscoder 0.003."""
     replicates: Count = 1
     """SAEs of each kind, from as many seeds: two or more tell how stable a feature is."""
     tokens: Count = 200_000

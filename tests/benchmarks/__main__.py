@@ -6,12 +6,13 @@ import sys
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
+from tests.benchmarks.crosscoder import crosscoder
 from tests.benchmarks.harvest import harvest
 from tests.benchmarks.ppo import ppo
 from tests.benchmarks.sae_scale import sae_scale
 from tests.benchmarks.train_sae import train_sae
 
-BENCHES = {"harvest": harvest, "ppo": ppo, "sae_scale": sae_scale, "train_sae": train_sae}
+BENCHES = {"crosscoder": crosscoder, "harvest": harvest, "ppo": ppo, "sae_scale": sae_scale, "train_sae": train_sae}
 
 
 def main(names: list[str]) -> int:

@@ -29,7 +29,7 @@ SMALL = {
 KEYS = {"bench", "what", "ours", "peer", "peer_name", "precision", "ratio", "unit"}
 
 
-@pytest.mark.parametrize("name", [name for name in BENCHES if name != "sae_scale"])
+@pytest.mark.parametrize("name", [name for name in BENCHES if name not in ("sae_scale", "crosscoder")])
 def test_a_benchmark_prints_comparisons_with_every_field(name: str) -> None:
     comparisons = [one for one in BENCHES[name](TINY, **SMALL[name]) if isinstance(one, Comparison)]
     assert comparisons
@@ -46,6 +46,18 @@ def test_growth_is_more_over_less_and_a_floor_tells_the_share_that_is_reached() 
         assert isinstance(growth, Growth)
         assert json.loads(growth.line())["ratio"] == round(growth.more / growth.less, 3) > 0
     assert json.loads(Floor("b", "w", 30.0, 40.0, "fp32", "u").line())["percent"] == 75
+
+
+def test_the_crosscoder_benchmark_tells_what_each_flagged_feature_is() -> None:
+    few = {"width": 16, "shared": 8, "tuned": 2, "base": 2, "weak": 2}
+    found = list(
+        BENCHES["crosscoder"](
+            seeds=(0,), steps=60, planted=few, d_sae=32, trainers=({"architecture": "batchtopk", "k": 3},)
+        )
+    )
+    lines = [json.loads(one.line()) for one in found]
+    assert len({line["rule"] for line in lines}) == len(lines) == 2
+    assert all(line["planted"] == 2 and line["cpu_seconds"] >= 0 for line in lines)
 
 
 def test_the_limit_counts_the_blocks_up_to_the_deepest_site_and_five_products_per_sae() -> None:
@@ -84,4 +96,7 @@ def test_a_peer_that_stops_or_is_missing_is_said(tmp_path: Path) -> None:
 
 def test_an_unknown_benchmark_is_refused_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["harvets"]) == 2
-    assert "There is no benchmark harvets. Known: harvest, ppo, sae_scale, train_sae." in capsys.readouterr().err
+    assert (
+        "There is no benchmark harvets. Known: crosscoder, harvest, ppo, sae_scale, train_sae."
+        in capsys.readouterr().err
+    )

@@ -40,9 +40,8 @@ TARGETS = ("error", "reconstruction")
 def start_with_unit_rows(sae: Any) -> None:
     """Give a fresh crosscoder decoder rows of length 1 and the same rows as encoder, in place.
 
-    SAELens starts with rows of length 0.1. Adam's first steps are then as large as the weights, many features turn the same
-    way before they part, and some end between two directions for good, most often those of features in one model only: they
-    carry half the variance of a shared one.
+    SAELens starts with rows of length 0.1. On some seeds of planted pairs a feature of one model alone was then merged into
+    others (docs/decisions/crosscoders.md); why is not known.
     """
     with torch.no_grad():
         sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)

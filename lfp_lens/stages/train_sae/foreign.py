@@ -25,6 +25,7 @@ from lfp_lens.stages.train_sae.plan import Spec
 from lfp_lens.stages.train_sae.quality import Judged, measure_quality
 
 ONE_MODEL = ("base", "tuned", "difference")
+LOADED_WITH = "model_from_pretrained_kwargs"
 UNKNOWN = 0
 """What stands for a learning rate and a number of training tokens that no file tells."""
 
@@ -128,6 +129,11 @@ def _open_all(pair: Pair, saes: Mapping[str, Any], side: str) -> list[_Opened]:
         for given in several:
             opened = _open(given, side, site, width)
             check_owner(opened.weights, site, width, owner)
+            scaled = opened.weights.config.get("normalize_activations", "none")
+            if scaled != "none":
+                raise LensError(
+                    f"The SAE for {site} takes scaled inputs ({scaled}): fold the scale into its weights first."
+                )
             alike = [one for one in found if replace(one.spec, seed=opened.spec.seed) == opened.spec]
             if not isinstance(given, SAERecord):
                 opened = replace(opened, spec=replace(opened.spec, seed=len(alike)))
@@ -153,11 +159,17 @@ def _open(given: Any, side: str, site: str, width: int) -> _Opened:
             f"A dictionary is a SAELens folder, an original checkpoint, an SAEWeights or an SAERecord; a {type(given).__name__} "
             f"was given for {site}."
         )
-    weights = given if isinstance(given, SAEWeights) else read_sae(os.fspath(given))
+    weights = _unprocessed(given if isinstance(given, SAEWeights) else read_sae(os.fspath(given)))
     config, n_features = weights.config, len(weights.tensors["W_dec"])
     size = n_features / int(config["d_in"])
     spec = Spec(side, site, size, config["architecture"], None, config.get("k"), float(UNKNOWN), 0, width, n_features)
     return _Opened(spec, weights)
+
+
+def _unprocessed(weights: SAEWeights) -> SAEWeights:
+    """Leave out how SAELens would load the model: ours is as its checkpoint says, and SAELens warns at every opening."""
+    metadata = {name: value for name, value in (weights.config.get("metadata") or {}).items() if name != LOADED_WITH}
+    return SAEWeights(weights.config | {"metadata": metadata}, weights.tensors)
 
 
 def _untrained(one: _Opened, fit: Mapping[Stream, torch.Tensor]) -> SAEWeights:

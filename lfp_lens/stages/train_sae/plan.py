@@ -11,7 +11,10 @@ from lfp_lens.core.fingerprint import fingerprint
 from lfp_lens.parts.harvest import SIDES, Stream
 from lfp_lens.parts.saes import ARCHITECTURES, default_k, takes
 from lfp_lens.parts.sites import layer_of
+from lfp_lens.stages.train_sae.crosscoder import LEARNING_RATE as CROSSCODER_LEARNING_RATE
 
+LEARNING_RATE = 1e-3
+"""Of every SAE but a crosscoder (`crosscoder.LEARNING_RATE`), where none is given."""
 RANDOM = "random"
 """The side of the SAEs that are trained on a model with random weights, as a floor."""
 
@@ -84,7 +87,7 @@ def make_specs(
                 f"or use {takers}."
             )
     for lr in options["lr"]:
-        if not 0 < lr < math.inf:
+        if lr is not None and not 0 < lr < math.inf:
             raise LensError(f"lr must be a finite number above 0; {lr} given.")
     found: dict[Spec, None] = {}
     places = itertools.product(sides, sorted(sites, key=layer_of), sizes, options["architecture"], options["l1"], options["k"],
@@ -96,7 +99,8 @@ def make_specs(
         own_k = (default_k(width, d_sae) if k is None else k) if takes(architecture, "k") else None
         own_l1 = l1 if takes(architecture, "l1") else None
         d_in = 2 * width if side == "both" else width
-        found[Spec(side, site, float(size), architecture, own_l1, own_k, lr, seed, d_in, d_sae)] = None
+        own_lr = lr or (CROSSCODER_LEARNING_RATE if side == "both" else LEARNING_RATE)
+        found[Spec(side, site, float(size), architecture, own_l1, own_k, own_lr, seed, d_in, d_sae)] = None
     return list(found)
 
 

@@ -15,6 +15,7 @@ from lfp_lens.parts.harvest import Stream
 from lfp_lens.parts.saes import new_sae, quiet_sae_lens, start_from
 from lfp_lens.results.train_sae import SAEWeights
 from lfp_lens.stages.train_sae import checkpoint
+from lfp_lens.stages.train_sae.crosscoder import start_with_unit_rows
 from lfp_lens.stages.train_sae.plan import Spec
 
 SECONDS_BETWEEN_CHECKPOINTS = 30.0
@@ -118,6 +119,7 @@ class Learner:
             total_training_samples=schedule.steps * schedule.batch_tokens, train_batch_size_samples=schedule.batch_tokens,
             lr=spec.lr, lr_end=spec.lr / 10, device=str(device), dead_feature_window=max(50, schedule.steps // 5),
             feature_sampling_window=schedule.steps + 1, n_batches_for_norm_estimate=1, autocast=schedule.bf16,
+            lr_decay_steps=schedule.steps // 2 if spec.side == "both" else 0,
         )  # fmt: skip
         self.trainer = lens.SAETrainer(cfg=config, sae=self._new(), data_provider=iter(()))
         self.curve = torch.zeros(schedule.steps, device=device)
@@ -127,6 +129,8 @@ class Learner:
         spec = self.spec
         sae = new_sae(spec.architecture, d_in=spec.d_in, d_sae=spec.d_sae, l1=spec.l1, k=spec.k, steps=self.steps,
                       seed=spec.start_seed)  # fmt: skip
+        if spec.side == "both":
+            start_with_unit_rows(sae)
         return sae.to(self.device)
 
     def begin(self, acts_ND: torch.Tensor, start: SAEWeights | None) -> None:

@@ -25,7 +25,7 @@ def train_sae(
     architecture: str | Sequence[str] = "standard",
     l1: float | Sequence[float] | None = None,
     k: int | Sequence[int] | None = None,
-    lr: float | Sequence[float] = 1e-3,
+    lr: float | Sequence[float] | None = None,
     replicates: int = 1,
     tokens: int = 200_000,
     batch_tokens: int = 1024,
@@ -53,7 +53,7 @@ def train_sae(
             several.
         l1: weight of the sparsity penalty; None takes the architecture's own; or several values (a sweep).
         k: active features per token, for `topk`, `batchtopk` and `matryoshka`; None takes an eighth of the width; or several.
-        lr: Adam's learning rate, constant; or several values.
+        lr: Adam's learning rate, constant; None takes 1e-3, or for a crosscoder 3e-3 that falls in the second half; or several.
         replicates: SAEs per side, site, size and setting, from as many seeds; two or more tell how stable a feature is.
         tokens: training tokens that every SAE sees.
         batch_tokens: tokens per training step.
