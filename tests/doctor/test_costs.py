@@ -200,8 +200,14 @@ def test_dictionaries_cost_a_pass_and_a_step_for_each(steady: list[dict[str, Any
     passes = 3 * (10_240 + 1000) + 4096 * 3 * 12
     assert cost.seconds == pytest.approx(of_steps + passes * per_token), "base, tuned and the random twin"
     assert cost.disk == 2 * 4 * 3 * 2 * 2 * 64 * (64 + 128), "each beside its untrained twin"
-    more = with_values(config, {"train_sae.sides": ["tuned", "both"], "train_sae.random_twin": False,
-                                "train_sae.l1": [0.1, 0.2], "train_sae.architecture": "standard", "train_sae.k": None})  # fmt: skip
+    changes = {
+        "sides": ["tuned", "both"],
+        "random_twin": False,
+        "l1": [0.1, 0.2],
+        "architecture": "standard",
+        "k": None,
+    }
+    more = with_values(config, {f"train_sae.{key}": value for key, value in changes.items()})
     found = dictionaries_cost(more, shape_of("world"), is_timed=True)
     assert found.seconds == pytest.approx(2 * of_steps * 2 / 3 + (2 * 11_240 + 4096 * 3 * 16) * per_token)
 

@@ -170,10 +170,9 @@ def test_the_deepest_blocks_attention_is_skipped_only_where_its_mlp_does_not_rea
         for block in model.gpt_neox.layers:
             block.use_parallel_residual = is_parallel
         ids_BS = torch.arange(1, 13).reshape(2, 6)
-        calls: list[int] = []
-        kernel = model.gpt_neox.layers[1].attention.query_key_value.register_forward_pre_hook(
-            lambda *_: calls.append(1)
-        )
+        read = model.gpt_neox.layers[1].attention.query_key_value
+        calls = []
+        kernel = read.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         found = activations_at(model, ids_BS, torch.ones_like(ids_BS), ["blocks.1.hook_mlp_out"])
         assert bool(calls) is not is_parallel
         kernel.remove()
