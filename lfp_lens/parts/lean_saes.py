@@ -10,6 +10,7 @@ in buffers that are made once. `Encode` saves the sixth product for the architec
 Imported lazily by `parts.saes`, because SAELens takes seconds to import.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from sae_lens import BatchTopKTrainingSAE, JumpReLUTrainingSAE, StandardTraining
 from sae_lens.saes.jumprelu_sae import JumpReLU
 from sae_lens.saes.matryoshka_batchtopk_sae import MatryoshkaBatchTopKTrainingSAE
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
+
+from lfp_lens.parts.batch_topk import QuickBatchTopK
 
 _buffers: dict[tuple[Any, ...], torch.Tensor] = {}
 
@@ -133,11 +136,19 @@ class LeanTopKTrainingSAE(_LeanTopKEncoder, TopKTrainingSAE):
     """SAELens' TopK SAE in five products."""
 
 
-class LeanBatchTopKTrainingSAE(_LeanTopKEncoder, BatchTopKTrainingSAE):
+class _QuickChoice:
+    """The choice of a batch's largest values without sorting it."""
+
+    def get_activation_fn(self: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Give the choice that SAELens makes, made faster on a CPU."""
+        return QuickBatchTopK(self.cfg.k)
+
+
+class LeanBatchTopKTrainingSAE(_QuickChoice, _LeanTopKEncoder, BatchTopKTrainingSAE):
     """SAELens' BatchTopK SAE in five products."""
 
 
-class LeanMatryoshkaTrainingSAE(_LeanTopKEncoder, MatryoshkaBatchTopKTrainingSAE):
+class LeanMatryoshkaTrainingSAE(_QuickChoice, _LeanTopKEncoder, MatryoshkaBatchTopKTrainingSAE):
     """SAELens' Matryoshka SAE, its encoder in two products."""
 
 

@@ -71,9 +71,8 @@ def collect(
     starts = np.concatenate([[0], np.cumsum([len(own) for own in spans])])
     read = text_batches(encoded, width=model.config.hidden_size, begin=pair.tokenizer.bos_token_id, device=pair.device)
     streams = [(side, site) for site in dictionaries]
-    reader: Reader = Models({side: model}, read, streams)
-    if cache is not None:
-        reader = cache.reader(read, streams, pair, reader)
+    models = Models({side: model}, read, streams)
+    reader: Reader = models if cache is None else cache.reader(read, streams, pair, models)
     modules = {site: load_sae(record, device=pair.device) for site, record in dictionaries.items()}
     kept = {site: _Kept(wanted.order[site], wanted.per_site) for site in dictionaries}
     with fast_matmul(), short_text_attention(model), torch.no_grad():
