@@ -203,6 +203,7 @@ def cache(
     *,
     sides: Sequence[str] = ("base", "tuned"),
     max_tokens: int = 128,
+    keep_end: bool = False,
     dtype: str = "float32",
 ) -> ActivationCache:
     """Write the activations of texts to disk once; `train_sae`, `probe` and `explain` read them by `cache=`.
@@ -214,6 +215,7 @@ def cache(
         folder: where to write; None: a folder of its own in the user's cache. An unfinished one is completed.
         sides: `base`, `tuned` or both.
         max_tokens: longest text, in tokens.
+        keep_end: cut longer texts at their start, as `probe` reads what comes before a word, and not at their end.
         dtype: `float32`; `bfloat16` or `float16` take half the room and change activations by up to 0.4 %.
 
     Returns:
@@ -236,7 +238,7 @@ def cache(
     for site in sites:
         module_at(pair.tuned_hf, site)
     width, begin = pair.tuned_hf.config.hidden_size, pair.tokenizer.bos_token_id
-    encoded = encode(pair.tokenizer, texts, max_tokens=pair.room(max_tokens))
+    encoded = encode(pair.tokenizer, texts, max_tokens=pair.room(max_tokens), keep_end=keep_end)
     plans = [text_batches(part, width=width, begin=begin, device=pair.device) for part in split(encoded)]
     if not any(plan.rows for plan in plans):
         raise LensError("The texts hold no tokens: there is nothing to cache.")
@@ -283,13 +285,14 @@ def opened(
     *,
     sides: Sequence[str] = ("base", "tuned"),
     max_tokens: int,
+    keep_end: bool = False,
 ) -> ActivationCache | None:
     """Give what a verb's `cache=` stands for: None, an `ActivationCache` of this pair, or one made in a folder from these texts.
 
     Raises `LensError` for anything else, for another pair's, and for what `cache` refuses.
     """
     if isinstance(given, (str, os.PathLike)):
-        return cache(pair, sites, texts, given, sides=sides, max_tokens=max_tokens)
+        return cache(pair, sites, texts, given, sides=sides, max_tokens=max_tokens, keep_end=keep_end)
     if given is not None and not isinstance(given, ActivationCache):
         raise LensError(f"cache is an ActivationCache (lfp_lens.cache) or a folder; a {type(given).__name__} given.")
     if given is not None:

@@ -55,8 +55,8 @@ class Triples:
     def up_to_word(self, member: str | None = None) -> list[str]:
         """Give the texts of one member, or of all three one after another, each ending with its word.
 
-        They are what a probe reads activations on, and so what `lfp_lens.cache` takes for `probe(cache=...)`: what follows
-        a word changes nothing at it.
+        They are what a probe reads activations on, because what follows a word changes nothing at it, and so what
+        `lfp_lens.cache(..., keep_end=True)` takes for `probe(cache=...)`.
         """
         members = MEMBERS if member is None else (member,)
         return [left + word for one in members for left, word in zip(self.prefix, self.words(one))]

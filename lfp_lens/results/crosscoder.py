@@ -75,15 +75,16 @@ class Crosscoder:
     def verdict(self) -> Shaped[np.ndarray, " features"]:
         """Give one of `VERDICTS` per feature.
 
-        `tuned_only` and `base_only` need the norms, an interval of the scaling that ends below `ABSENT_SCALING`, and a
-        reconstruction scaling below `SHARED_SCALING`. Of the other features that the norms call exclusive, `shared` are
+        `tuned_only` and `base_only` need the norms, and both scalings below `ABSENT_SCALING`, that of the error with its
+        interval. Of the other features that the norms call exclusive, `shared` are
         those at half strength or more, `weak` those shown to be in the other model at less, and `unknown` those of which
         neither is shown. A feature that fires on fewer than `MIN_FIRINGS` tokens is `unknown` too.
         """
         relative, found = self.relative_norm, np.full(self.n_features, "shared", dtype="U10")
         tuned, base = relative > EXCLUSIVE_NORM, relative < 1 - EXCLUSIVE_NORM
         claimed, split = tuned | base, self.reconstruction_scaling >= SHARED_SCALING
-        absent = (np.abs(self.scaling) < ABSENT_SCALING) & (self.scaling_high < ABSENT_SCALING) & ~split
+        absent = (np.abs(self.scaling) < ABSENT_SCALING) & (self.scaling_high < ABSENT_SCALING)
+        absent &= self.reconstruction_scaling < ABSENT_SCALING
         found[claimed & ~split & (self.scaling < SHARED_SCALING)] = "weak"
         found[claimed & (found == "weak") & ~(self.scaling_low > 0)] = "unknown"
         found[tuned & absent], found[base & absent] = "tuned_only", "base_only"

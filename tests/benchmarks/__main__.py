@@ -10,9 +10,17 @@ from tests.benchmarks.crosscoder import crosscoder
 from tests.benchmarks.harvest import harvest
 from tests.benchmarks.ppo import ppo
 from tests.benchmarks.sae_scale import sae_scale
+from tests.benchmarks.tied_quality import tied_quality
 from tests.benchmarks.train_sae import train_sae
 
-BENCHES = {"crosscoder": crosscoder, "harvest": harvest, "ppo": ppo, "sae_scale": sae_scale, "train_sae": train_sae}
+BENCHES = {
+    "crosscoder": crosscoder,
+    "harvest": harvest,
+    "ppo": ppo,
+    "sae_scale": sae_scale,
+    "tied_quality": tied_quality,
+    "train_sae": train_sae,
+}
 
 
 def main(names: list[str]) -> int:

@@ -28,7 +28,7 @@ class Comparison:
 
     def line(self) -> str:
         """Give the JSON line; `ratio` above 1 means that ours does more per CPU-second."""
-        rounded = {name: round(value, 1) if isinstance(value, float) else value
+        rounded = {name: round(value, 1 if abs(value) >= 10 else 4) if isinstance(value, float) else value
                    for name, value in dataclasses.asdict(self).items()}  # fmt: skip
         return json.dumps(rounded | {"ratio": round(self.ours / self.peer, 2)})
 

@@ -29,7 +29,7 @@ SMALL = {
 KEYS = {"bench", "what", "ours", "peer", "peer_name", "precision", "ratio", "unit"}
 
 
-@pytest.mark.parametrize("name", [name for name in BENCHES if name not in ("sae_scale", "crosscoder")])
+@pytest.mark.parametrize("name", [name for name in BENCHES if name not in ("sae_scale", "crosscoder", "tied_quality")])
 def test_a_benchmark_prints_comparisons_with_every_field(name: str) -> None:
     comparisons = [one for one in BENCHES[name](TINY, **SMALL[name]) if isinstance(one, Comparison)]
     assert comparisons
@@ -58,6 +58,12 @@ def test_the_crosscoder_benchmark_tells_what_each_flagged_feature_is() -> None:
     lines = [json.loads(one.line()) for one in found]
     assert len({line["rule"] for line in lines}) == len(lines) == 2
     assert all(line["planted"] == 2 and line["cpu_seconds"] >= 0 for line in lines)
+
+
+def test_the_tied_sae_is_judged_beside_saelens_runner_on_real_text(real_data: Path) -> None:
+    found = list(BENCHES["tied_quality"](seeds=(0,), tokens=4096, n_texts=100))
+    assert [one.unit for one in found] == ["explained_variance", "l0", "kl_recovered"]
+    assert found[1].ours == pytest.approx(found[1].peer, rel=0.2)
 
 
 def test_the_limit_counts_the_blocks_up_to_the_deepest_site_and_five_products_per_sae() -> None:
@@ -97,6 +103,6 @@ def test_a_peer_that_stops_or_is_missing_is_said(tmp_path: Path) -> None:
 def test_an_unknown_benchmark_is_refused_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["harvets"]) == 2
     assert (
-        "There is no benchmark harvets. Known: crosscoder, harvest, ppo, sae_scale, train_sae."
+        "There is no benchmark harvets. Known: crosscoder, harvest, ppo, sae_scale, tied_quality, train_sae."
         in capsys.readouterr().err
     )

@@ -367,17 +367,22 @@ def test_from_a_cache_a_probe_is_the_same_and_asks_no_model_for_activations(
     assert_alike(found, learned if signal == "implicit_reward" else delta)
 
 
-def test_texts_that_are_cut_otherwise_are_read_from_the_models(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A probe keeps the end of a long text and a cache its start: here half of the texts are longer than 8 tokens."""
+def test_long_texts_are_found_where_they_were_cut_alike_and_else_read_from_the_models(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A probe keeps the end of a long text and a plain cache its start: here half of the texts are longer than 8 tokens."""
     rows = triples()
     short = tuple(left if row % 2 else " ".join(left.split()[-3:]) + " " for row, left in enumerate(rows.prefix))
     rows = dataclasses.replace(rows, prefix=short)
-    stored = cache_of(untaught(), [SITE], rows.up_to_word(), tmp_path / "acts", max_tokens=8)
-    options = {"triples": rows, "max_tokens": 8, "split": "row", "signal": "activation_delta"}
+    options: dict[str, Any] = {"triples": rows, "max_tokens": 8, "split": "row", "signal": "activation_delta"}
     plain = probed(untaught(), **options)
     asked = counted(monkeypatch)
-    assert_alike(probed(untaught(), cache=stored, **options), plain)
-    assert sum(asked) == 2 * 3 * len(rows) // 2, "the long half of three members, once in each model"
+    for keep_end, n_asked in ((True, 0), (False, 2 * 3 * len(rows) // 2)):
+        stored = cache_of(
+            untaught(), [SITE], rows.up_to_word(), tmp_path / f"{keep_end}", max_tokens=8, keep_end=keep_end
+        )
+        assert_alike(probed(untaught(), cache=stored, **options), plain)
+        assert sum(asked) == n_asked, "the long half of three members, once in each model"
 
 
 def test_a_probe_makes_a_cache_in_a_folder_and_reads_it_again(

@@ -73,10 +73,10 @@ def probe(
         neutral_words: words outside the lexicon, matched on frequency and token count, that define zero; at most.
         max_tokens: texts are cut there.
         gate: `refuse` raises where no SAE is good enough to read features from; `warn` reads them all the same.
-        cache: an `ActivationCache` of `triples.up_to_word()` at these sites (`lfp_lens.cache` with this `max_tokens`), read
-            in place of the models; or a folder, where one is made first. It saves the pass of each model over the triples
-            for every further probe of them, with another split or signal. Texts that it lacks, such as those longer than
-            `max_tokens`, are read from the models; so are `texts`, and the log-probabilities of `implicit_reward`.
+        cache: an `ActivationCache` of the triples, from `lfp_lens.cache(pair, sites, triples.up_to_word(), keep_end=True)` with
+            this `max_tokens`, read in place of the models; or a folder, where one is made first. It saves the pass of each
+            model over the triples for every further probe of them, with another split or signal. Texts that it lacks are
+            read from the models; so are `texts`, and the log-probabilities of `implicit_reward`.
         seed: of contexts, folds, controls and bootstraps.
         store: a run's store, or None.
 
@@ -105,7 +105,7 @@ def probe(
     stated = load_lexicon(lexicon)
 
     def make(folder: Path | None) -> Learned:
-        held = opened(cache, pair, saes.sites, triples.up_to_word(), max_tokens=max_tokens)
+        held = opened(cache, pair, saes.sites, triples.up_to_word(), max_tokens=max_tokens, keep_end=True)
         with fast_matmul():
             return _probe(pair, saes, sites, triples, texts, stated, inputs | {"cache": held})
 
