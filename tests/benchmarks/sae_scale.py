@@ -14,8 +14,9 @@ import torch
 from lfp_lens.parts.activations import Encoded
 from lfp_lens.parts.harvest import Blocks, Models, Stream, TextBatches, text_batches
 from lfp_lens.parts.speed import fast_matmul
+from lfp_lens.stages.train_sae.learner import Schedule
 from lfp_lens.stages.train_sae.plan import make_specs
-from lfp_lens.stages.train_sae.training import Schedule, train
+from lfp_lens.stages.train_sae.training import train
 from tests.benchmarks.measure import Growth, Shape, one_thread
 
 SMALL = Shape(width=128, heads=4, vocabulary=8192)

@@ -17,8 +17,9 @@ from lfp_lens.parts.activations import Encoded
 from lfp_lens.parts.harvest import Blocks, Models, text_batches
 from lfp_lens.parts.hooked import to_hooked
 from lfp_lens.parts.saes import quiet_sae_lens
+from lfp_lens.stages.train_sae.learner import Schedule
 from lfp_lens.stages.train_sae.plan import make_specs
-from lfp_lens.stages.train_sae.training import Schedule, train
+from lfp_lens.stages.train_sae.training import train
 from tests.benchmarks.measure import Comparison, Floor, Shape, one_thread, product, product_rate
 from tests.tiny import tiny_tokenizer
 

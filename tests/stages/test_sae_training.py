@@ -20,8 +20,9 @@ from lfp_lens.parts.harvest import Stream
 from lfp_lens.parts.saes import ARCHITECTURES
 from lfp_lens.results.train_sae import SAESet
 from lfp_lens.stages.train_sae import checkpoint, train_sae, training
+from lfp_lens.stages.train_sae.learner import Learner, Schedule, Trained
 from lfp_lens.stages.train_sae.plan import Spec, make_specs
-from lfp_lens.stages.train_sae.training import Schedule, Trained, train
+from lfp_lens.stages.train_sae.training import train
 from tests.tiny import tiny_pair, tiny_texts
 
 WIDTH, SITE = 12, "blocks.0.hook_mlp_out"
@@ -73,7 +74,7 @@ def test_where_the_operations_are_saelens_own_the_weights_are_its_trainers_bit_b
     """A gated SAE takes SAELens' own step: the same start and the same order of data through `SAETrainer.fit`."""
     (spec,) = specs("gated", (2,))
     ours = train([spec], Planted(), SCHEDULE)[spec]
-    trainer = training.Learner(spec, SCHEDULE).trainer
+    trainer = Learner(spec, SCHEDULE).trainer
     sizes = SCHEDULE.block_sizes(Planted.block_tokens)
     blocks = [block[STREAM].clone() for block in Planted().blocks(0, sizes)]
     batches = [batch for block in blocks for batch in block.split(SCHEDULE.batch_tokens)]
@@ -137,7 +138,7 @@ def test_saes_of_two_sizes_or_sides_do_not_begin_alike() -> None:
     """SAEs that shared rows at the start would match each other whatever they learned."""
     settings = {"architecture": "topk", "l1": None, "k": None, "lr": 1e-3}
     found = make_specs([SITE], [1, 2], ["base", "tuned"], settings, width=WIDTH, seeds=[0])
-    rows = [training.Learner(spec, SCHEDULE).trainer.sae.W_dec[0].detach() for spec in found]
+    rows = [Learner(spec, SCHEDULE).trainer.sae.W_dec[0].detach() for spec in found]
     assert len({tuple(row.tolist()) for row in rows}) == 4
 
 
@@ -285,3 +286,12 @@ def test_bfloat16_trains_to_nearly_the_same_quality() -> None:
     )
     assert exact.weights != rough.weights
     assert rough.explained_variance == pytest.approx(exact.explained_variance, abs=0.03)
+
+
+@pytest.mark.parametrize("architecture", list(ARCHITECTURES))
+def test_every_architecture_trains_on_both_models_at_once(architecture: str) -> None:
+    options = SHORT | {"sides": ("both",), "sizes": (1,), "architecture": architecture}
+    (sae,) = train_sae(tiny_pair(), [SITE], TEXTS, **options).saes
+    assert sae.width == 32
+    assert sae.crosscoder is not None and sae.crosscoder.n_features == 16
+    assert sae.lr == 3e-3

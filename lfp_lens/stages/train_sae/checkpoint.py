@@ -10,19 +10,17 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from lfp_lens.core.errors import LensError
-
-if TYPE_CHECKING:
-    from lfp_lens.stages.train_sae.training import Learner, Schedule
+from lfp_lens.stages.train_sae.learner import Learner, Schedule
 
 INDEX = "train_sae.json"
 
 
-def save(learners: Sequence["Learner"], work: Path, schedule: "Schedule", blocks: int) -> None:
+def save(learners: Sequence[Learner], work: Path, schedule: Schedule, blocks: int) -> None:
     """Write the state after `blocks` blocks; until it is whole, the one before it stays."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -44,7 +42,7 @@ def save(learners: Sequence["Learner"], work: Path, schedule: "Schedule", blocks
         raise LensError(f"The checkpoint could not be written in {work}: {error}.") from error
 
 
-def resume(learners: Sequence["Learner"], work: Path, schedule: "Schedule") -> int:
+def resume(learners: Sequence[Learner], work: Path, schedule: Schedule) -> int:
     """Put a killed run's state into the learners and give the blocks that are done: 0 without a checkpoint.
 
     Raises `LensError` for files that cannot be read or that another run wrote.
@@ -73,11 +71,11 @@ def _file(at: int, blocks: int) -> str:
     return f"sae-{at}-{blocks}.safetensors"
 
 
-def _identity(learners: Sequence["Learner"], schedule: "Schedule") -> dict[str, Any]:
+def _identity(learners: Sequence[Learner], schedule: Schedule) -> dict[str, Any]:
     return {"saes": [asdict(learner.spec) for learner in learners], "schedule": asdict(schedule)}
 
 
-def _tensors(learner: "Learner") -> dict[str, torch.Tensor]:
+def _tensors(learner: Learner) -> dict[str, torch.Tensor]:
     trainer = learner.trainer
     names = {parameter: name for name, parameter in trainer.sae.named_parameters()}
     found = {f"sae {name}": tensor for name, tensor in trainer.sae.state_dict().items()}
@@ -95,7 +93,7 @@ def _tensors(learner: "Learner") -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in found.items()}
 
 
-def _put(learner: "Learner", state: dict[str, torch.Tensor]) -> None:
+def _put(learner: Learner, state: dict[str, torch.Tensor]) -> None:
     trainer = learner.trainer
     trainer.sae.load_state_dict({name[4:]: tensor for name, tensor in state.items() if name.startswith("sae ")})
     order = {name: at for at, (name, _) in enumerate(trainer.sae.named_parameters())}

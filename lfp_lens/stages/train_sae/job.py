@@ -16,8 +16,9 @@ from lfp_lens.parts.speed import fast_matmul
 from lfp_lens.parts.twins import random_model
 from lfp_lens.results.train_sae import SAESet, SAEWeights
 from lfp_lens.stages.train_sae.judging import Judging
+from lfp_lens.stages.train_sae.learner import Schedule
 from lfp_lens.stages.train_sae.plan import RANDOM, Spec
-from lfp_lens.stages.train_sae.training import Schedule, train
+from lfp_lens.stages.train_sae.training import train
 
 PCA_TOKENS = 8192
 """Training tokens that principal components are fitted on."""

@@ -15,10 +15,10 @@ from lfp_lens.parts.pair import Pair
 from lfp_lens.parts.saes import export
 from lfp_lens.results.train_sae import Floor, SAERecord, SAESet, SAEWeights
 from lfp_lens.stages.train_sae.crosscoder import compare
+from lfp_lens.stages.train_sae.learner import Trained
 from lfp_lens.stages.train_sae.matching import match, stability
 from lfp_lens.stages.train_sae.plan import RANDOM, Spec
 from lfp_lens.stages.train_sae.quality import Judged, measure_quality
-from lfp_lens.stages.train_sae.training import Trained
 
 CHUNKS = 32
 """Groups of held-out texts that a crosscoder's intervals resample."""

@@ -10,9 +10,9 @@ from lfp_lens.parts.pair import Pair
 from lfp_lens.parts.sites import module_at
 from lfp_lens.results.train_sae import SAESet
 from lfp_lens.stages.train_sae.job import Job
+from lfp_lens.stages.train_sae.learner import Schedule
 from lfp_lens.stages.train_sae.plan import make_specs
 from lfp_lens.stages.train_sae.starts import find_starts
-from lfp_lens.stages.train_sae.training import Schedule
 
 
 def train_sae(
