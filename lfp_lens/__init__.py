@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from lfp_lens.core.errors import GateError as GateError
     from lfp_lens.core.errors import LensError as LensError
     from lfp_lens.core.store import Store as Store
-    from lfp_lens.parts.cache import ActivationCache as ActivationCache
+    from lfp_lens.parts.activation_cache import ActivationCache as ActivationCache
+    from lfp_lens.parts.activation_cache import open_cache as open_cache
     from lfp_lens.parts.cache import cache as cache
-    from lfp_lens.parts.cache import open_cache as open_cache
     from lfp_lens.parts.pair import Pair as Pair
     from lfp_lens.parts.pair import load_pair as load_pair
     from lfp_lens.parts.preferences import Preferences as Preferences
@@ -65,7 +65,8 @@ _HOMES = {
     "stages.explain": ("explain",),
     "stages.ablate": ("ablate",),
     "stages.report": ("report",),
-    "parts.cache": ("ActivationCache", "cache", "open_cache"),
+    "parts.activation_cache": ("ActivationCache", "open_cache"),
+    "parts.cache": ("cache",),
     "parts.pair": ("Pair", "load_pair"),
     "parts.preferences": ("Preferences", "load_preferences"),
     "parts.reward_models": ("RewardModel", "load_reward_model"),

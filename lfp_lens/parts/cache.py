@@ -1,19 +1,14 @@
-"""A cache of activations on disk: safetensors shards at TransformerLens hook names, with token ids and positions.
+"""`lfp_lens.cache`: the activations of texts, written once as safetensors shards, read by `train_sae`, `probe` and `explain`.
 
-    FOLDER/index.json              what it holds: models, sites, texts, dtype, shards
-    FOLDER/shard-00000.safetensors base.blocks.3.hook_mlp_out [N, D], ..., tokens [N], positions [N], texts [N]
-
-Only content tokens are in it, text after text. Every shard is written aside and renamed, so that a killed run goes on with
-the next one. What is read from it is what the models give, computed in the same batches.
+Every shard is written aside and renamed, so that a killed run goes on with the next one. What is read from a cache is what the
+models give, computed in the same batches.
 """
 
 import json
 import os
 import shutil
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,176 +18,16 @@ from tqdm import tqdm
 
 from lfp_lens.core.errors import LensError
 from lfp_lens.core.fingerprint import fingerprint
-from lfp_lens.parts.activations import Encoded, encode
-from lfp_lens.parts.harvest import Models, Reader, Stream, TextBatches, split, text_batches
+from lfp_lens.parts.activation_cache import FORMAT, INDEX, ActivationCache, open_cache, text_key
+from lfp_lens.parts.activations import encode
+from lfp_lens.parts.harvest import Models, Stream, TextBatches, split, text_batches
 from lfp_lens.parts.pair import Pair
 from lfp_lens.parts.sites import layer_of, module_at
 from lfp_lens.parts.sources import cache_folder
 from lfp_lens.parts.speed import fast_matmul
-from lfp_lens.view import page
 
-INDEX, FORMAT = "index.json", 1
 SHARD_BYTES = 2**28
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a text's activations lie."""
-
-    shard: int
-    """Index of the shard."""
-    start: int
-    """First row."""
-    n: int
-    """Number of rows."""
-
-
-@dataclass(frozen=True, eq=False)
-class ActivationCache:
-    """Activations of texts on disk. `lfp_lens.cache` makes one, `open_cache` opens one; verbs take it as `cache=`."""
-
-    folder: Path
-    """Where it is."""
-    index: dict[str, Any] = field(repr=False)
-    """What `index.json` says."""
-
-    @property
-    def streams(self) -> tuple[Stream, ...]:
-        """(side, site) of everything in it."""
-        return tuple((side, site) for side, site in self.index["streams"])
-
-    @property
-    def n_tokens(self) -> int:
-        """Content tokens in it."""
-        return sum(shard["tokens"] for shard in self.index["shards"])
-
-    @property
-    def n_bytes(self) -> int:
-        """What its files take on disk."""
-        return sum((self.folder / shard["file"]).stat().st_size for shard in self.index["shards"])
-
-    def reader(self, texts: TextBatches, streams: Sequence[Stream], pair: Pair, models: Models) -> Reader:
-        """Give a reader of these batches, which asks the models only for streams that are not in the cache.
-
-        Raises `LensError` if the cache is another pair's or lacks one of the texts.
-        """
-        self.check_pair(pair)
-        lacking = sum(_key(texts.encoded[row].ids) not in self._places for rows in texts.rows for row in rows)
-        if lacking:
-            raise LensError(
-                f"The cache {self.folder} lacks {lacking} of {sum(map(len, texts.rows))} texts as they are read here "
-                f"(it was made with max_tokens={self.index['max_tokens']}). Make it from the same texts and max_tokens."
-            )
-        return _CacheReader(self, texts, streams, models)
-
-    def check_pair(self, pair: Pair) -> None:
-        """Raise `LensError` unless the cache was made from this pair."""
-        if self.index["pair"] != pair.fingerprint:
-            raise LensError(
-                f"The cache {self.folder} was made from the pair {self.index['pair']}; this pair is {pair.fingerprint}. "
-                "Make one from this pair."
-            )
-
-    def read(self, text: Encoded, stream: Stream) -> torch.Tensor:
-        """Give one text's activations at its content tokens, [n, D] in fp32. Raises `LensError` if it is not there."""
-        places = self._places.get(_key(text.ids))
-        if places is None or stream not in self.streams:
-            missing = f"{stream[0]} {stream[1]}" if places is not None else f"the text {text.text[:40]!r}"
-            raise LensError(f"The cache {self.folder} does not hold {missing}.")
-        return self.at(places[0], stream)
-
-    def word(self, text: Encoded, positions: Sequence[int]) -> "Place | None":
-        """Give where the activations at successive tokens of a text lie; None if the cache does not hold them all."""
-        places = self._places.get(_key(text.ids))
-        if places is None:
-            return None
-        shard, start, n = places[0].shard, places[0].start, places[0].n
-        held = self._open[shard].get_slice("positions")[start : start + n].tolist()
-        first = held.index(positions[0]) if positions[0] in held else n
-        is_whole = held[first : first + len(positions)] == list(positions)
-        return Place(shard, start + first, len(positions)) if is_whole else None
-
-    def at(self, place: "Place", stream: Stream) -> torch.Tensor:
-        """Give the rows of one stream at a place."""
-        return self._open[place.shard].get_slice(".".join(stream))[place.start : place.start + place.n].float()
-
-    def places(self, texts: TextBatches) -> list[list["Place"]]:
-        """Give where each text of each batch lies; a text that occurs again lies where its own batch put it."""
-        times: Counter[str] = Counter()
-
-        def next_place(row: int) -> Place:
-            key = _key(texts.encoded[row].ids)
-            places = self._places[key]
-            times[key] += 1
-            return places[min(times[key], len(places)) - 1]
-
-        return [[next_place(row) for row in rows] for rows in texts.rows]
-
-    def has(self, text: Encoded) -> bool:
-        """Tell whether the activations of this text are in it."""
-        return _key(text.ids) in self._places
-
-    @cached_property
-    def _places(self) -> dict[str, list["Place"]]:
-        """Text -> where it lies, once for every time it occurs."""
-        found: dict[str, list[Place]] = {}
-        for at, shard in enumerate(self.index["shards"]):
-            for key, start, n in zip(shard["texts"], shard["starts"], shard["lengths"]):
-                found.setdefault(key, []).append(Place(at, start, n))
-        return found
-
-    @cached_property
-    def _open(self) -> list[Any]:
-        from safetensors import SafetensorError, safe_open
-
-        found = []
-        for shard in self.index["shards"]:
-            try:
-                # Mapped into memory, not read: a text takes what it needs.
-                found.append(safe_open(self.folder / shard["file"], "pt"))
-            except (OSError, SafetensorError) as error:
-                raise LensError(
-                    f"The cache {self.folder} cannot be read ({shard['file']}: {error}). Make it anew."
-                ) from error
-        return found
-
-    def _repr_html_(self) -> str:
-        facts = {
-            "folder": str(self.folder), "texts": f"{len(self._places):,}", "tokens": f"{self.n_tokens:,}",
-            "sites": ", ".join(f"{side} {site}" for side, site in self.streams), "dtype": self.index["dtype"],
-            "on disk": f"{self.n_bytes / 1e6:,.0f} MB",
-        }  # fmt: skip
-        return page.card("Activation cache", facts)
-
-
-@dataclass(frozen=True, eq=False)
-class _CacheReader:
-    """Reads a batch's activations text by text from the cache, other streams from the models."""
-
-    cache: ActivationCache
-    texts: TextBatches
-    streams: Sequence[Stream]
-    models: Models
-
-    @cached_property
-    def _places(self) -> list[list[Place]]:
-        return self.cache.places(self.texts)
-
-    def read(self, at: int) -> Mapping[Stream, torch.Tensor]:
-        from lfp_lens.parts.harvest import combined, sides_of
-
-        device = next(iter(self.models.models.values())).device
-        held = [stream for stream in self.streams
-                if all((side, stream[1]) in self.cache.streams for side in sides_of(stream[0]))]  # fmt: skip
-        wanted = {(side, site) for name, site in held for side in sides_of(name)}
-        seen = {
-            one: torch.cat([self.cache.at(place, one) for place in self._places[at]]).to(device)
-            for one in sorted(wanted)
-        }
-        others = [stream for stream in self.streams if stream not in held]
-        asked = Models(self.models.models, self.texts, others, self.models.bf16).read(at) if others else {}
-        return {stream: combined(stream, seen) if stream in held else asked[stream] for stream in self.streams}
 
 
 def cache(
@@ -260,23 +95,6 @@ def cache(
     return open_cache(place)
 
 
-def open_cache(folder: str | os.PathLike[str]) -> ActivationCache:
-    """Open a cache that is finished. Raises `LensError` if there is none."""
-    place = Path(folder)
-    try:
-        index = json.loads((place / INDEX).read_text(encoding="utf-8"))
-        if index["format"] != FORMAT:
-            raise ValueError(f"format {index['format']}")
-        for shard in index["shards"]:
-            if Path(shard["file"]).name != shard["file"]:
-                raise ValueError(f"{shard['file']!r} is no file of this folder")
-        return ActivationCache(place, index)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise LensError(
-            f"There is no finished activation cache in {place} ({error}). lfp_lens.cache makes one."
-        ) from error
-
-
 def opened(
     given: Any,
     pair: Pair,
@@ -325,7 +143,7 @@ class _Shard:
         lengths = [self.plan.content(row) for row in rows]
         starts = np.cumsum([0, *lengths[:-1]]).tolist()
         entry = {"file": f"shard-{at:05d}.safetensors", "tokens": self.n_tokens, "starts": starts, "lengths": lengths,
-                 "texts": [_key(self.plan.encoded[row].ids) for row in rows]}  # fmt: skip
+                 "texts": [text_key(self.plan.encoded[row].ids) for row in rows]}  # fmt: skip
         path = folder / entry["file"]
         if path.exists():
             return entry
@@ -387,7 +205,3 @@ def _write_whole(path: Path, text: str) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     aside.write_text(text, encoding="utf-8")
     os.replace(aside, path)
-
-
-def _key(ids: Sequence[int]) -> str:
-    return fingerprint(list(ids))

@@ -13,8 +13,8 @@ from jaxtyping import Float
 
 from lfp_lens.core.errors import LensError
 from lfp_lens.core.fingerprint import fingerprint
+from lfp_lens.parts.activation_cache import ActivationCache, Place
 from lfp_lens.parts.activations import Encoded, batches, tokens_of_span, word_ids
-from lfp_lens.parts.cache import ActivationCache, Place
 from lfp_lens.parts.sites import activations_at
 
 RANDOM_WIDTH = 256

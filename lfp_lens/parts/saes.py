@@ -215,7 +215,9 @@ def load_sae(record: SAERecord, *, device: torch.device | str = "cpu") -> Any:
 def load_weights(weights: SAEWeights, *, device: torch.device | str = "cpu") -> Any:
     """Give stored weights as a SAELens SAE."""
     lens = quiet_sae_lens()
-    with torch.random.fork_rng():  # it draws weights that are replaced at once
+    with torch.random.fork_rng(), warnings.catch_warnings():  # it draws weights that are replaced at once
+        # SAELens warns where an SAE says how its model was loaded; ours is as its checkpoint says.
+        warnings.simplefilter("ignore")
         sae = lens.SAE.from_dict(dict(weights.config, device=str(device)))
     state = {name: torch.from_numpy(tensor.copy()).to(device) for name, tensor in weights.tensors.items()}
     sae.process_state_dict_for_loading(state)

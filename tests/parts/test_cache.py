@@ -10,8 +10,9 @@ from safetensors import safe_open
 
 from lfp_lens.core.errors import LensError
 from lfp_lens.parts import cache as module
+from lfp_lens.parts.activation_cache import ActivationCache, open_cache
 from lfp_lens.parts.activations import encode
-from lfp_lens.parts.cache import ActivationCache, cache, open_cache, opened
+from lfp_lens.parts.cache import cache, opened
 from lfp_lens.parts.harvest import Models, text_batches
 from lfp_lens.parts.speed import fast_matmul
 from tests.tiny import tiny_pair, tiny_texts

@@ -12,8 +12,8 @@ from lfp_lens.core.errors import GateError, LensError
 from lfp_lens.core.stats import Estimate
 from lfp_lens.core.store import Store
 from lfp_lens.parts import harvest, sites
+from lfp_lens.parts.activation_cache import ActivationCache, open_cache
 from lfp_lens.parts.activations import encode
-from lfp_lens.parts.cache import ActivationCache, open_cache
 from lfp_lens.parts.cache import cache as make_cache
 from lfp_lens.parts.harvest import TextBatches
 from lfp_lens.parts.pair import Pair

@@ -12,8 +12,8 @@ from scipy import stats
 
 from lfp_lens.core.errors import GateError, LensError
 from lfp_lens.parts import readings
+from lfp_lens.parts.activation_cache import open_cache
 from lfp_lens.parts.cache import cache as cache_of
-from lfp_lens.parts.cache import open_cache
 from lfp_lens.parts.pair import Pair, load_pair
 from lfp_lens.parts.readings import random_vectors
 from lfp_lens.results import Learned, SAESet, Triples

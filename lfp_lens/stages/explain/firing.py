@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from scipy import sparse
 
+from lfp_lens.parts.activation_cache import ActivationCache
 from lfp_lens.parts.activations import Encoded
-from lfp_lens.parts.cache import ActivationCache
 from lfp_lens.parts.harvest import Models, Reader, TextBatches, text_batches
 from lfp_lens.parts.pair import Pair
 from lfp_lens.parts.saes import load_sae

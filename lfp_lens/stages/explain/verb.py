@@ -17,8 +17,9 @@ from tqdm import tqdm
 
 from lfp_lens.core.errors import LensError
 from lfp_lens.core.store import Store, keep
+from lfp_lens.parts.activation_cache import ActivationCache
 from lfp_lens.parts.activations import encode
-from lfp_lens.parts.cache import ActivationCache, in_key, opened
+from lfp_lens.parts.cache import in_key, opened
 from lfp_lens.parts.labellers import Evidence, Labeller, Setting, make_labeller
 from lfp_lens.parts.lexicons import load_lexicon
 from lfp_lens.parts.pair import Pair

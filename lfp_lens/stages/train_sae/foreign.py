@@ -25,7 +25,6 @@ from lfp_lens.stages.train_sae.plan import Spec
 from lfp_lens.stages.train_sae.quality import Judged, measure_quality
 
 ONE_MODEL = ("base", "tuned", "difference")
-LOADED_WITH = "model_from_pretrained_kwargs"
 UNKNOWN = 0
 """What stands for a learning rate and a number of training tokens that no file tells."""
 
@@ -159,17 +158,11 @@ def _open(given: Any, side: str, site: str, width: int) -> _Opened:
             f"A dictionary is a SAELens folder, an original checkpoint, an SAEWeights or an SAERecord; a {type(given).__name__} "
             f"was given for {site}."
         )
-    weights = _unprocessed(given if isinstance(given, SAEWeights) else read_sae(os.fspath(given)))
+    weights = given if isinstance(given, SAEWeights) else read_sae(os.fspath(given))
     config, n_features = weights.config, len(weights.tensors["W_dec"])
     size = n_features / int(config["d_in"])
     spec = Spec(side, site, size, config["architecture"], None, config.get("k"), float(UNKNOWN), 0, width, n_features)
     return _Opened(spec, weights)
-
-
-def _unprocessed(weights: SAEWeights) -> SAEWeights:
-    """Leave out how SAELens would load the model: ours is as its checkpoint says, and SAELens warns at every opening."""
-    metadata = {name: value for name, value in (weights.config.get("metadata") or {}).items() if name != LOADED_WITH}
-    return SAEWeights(weights.config | {"metadata": metadata}, weights.tensors)
 
 
 def _untrained(one: _Opened, fit: Mapping[Stream, torch.Tensor]) -> SAEWeights:

@@ -1,14 +1,14 @@
 """One call of `train_sae`, prepared: what is refused is refused here, before anything is trained."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from lfp_lens.core.errors import LensError
 from lfp_lens.core.work import SUFFIX, work_folder
+from lfp_lens.parts.activation_cache import ActivationCache
 from lfp_lens.parts.activations import encode
 from lfp_lens.parts.harvest import Blocks, Models, Reader, split, text_batches
 from lfp_lens.parts.pair import Pair
@@ -29,8 +29,8 @@ class Job:
 
     def __init__(
         self, pair: Pair, specs: Sequence[Spec], texts: Sequence[str], schedule: Schedule,
-        starts: Mapping[Spec, SAEWeights], *, cache: Any, buffer_tokens: int, max_tokens: int, heldout_tokens: int,
-        spliced_tokens: int, random_twin: bool, seed: int,
+        starts: Mapping[Spec, SAEWeights], *, cache: Callable[[], ActivationCache | None], buffer_tokens: int,
+        max_tokens: int, heldout_tokens: int, spliced_tokens: int, random_twin: bool, seed: int,
     ) -> None:  # fmt: skip
         self.pair, self.schedule, self.starts = pair, schedule, starts
         encoded = encode(pair.tokenizer, texts, max_tokens=pair.room(max_tokens))
@@ -53,35 +53,40 @@ class Job:
         self.models = {"base": pair.base_hf, "tuned": pair.tuned_hf}
         if twins:
             self.models[RANDOM] = random_model(pair.base_hf, seed=seed)
-        streams = list(dict.fromkeys(spec.stream for spec in self.specs))
-        models = Models(self.models, batches, streams, schedule.bf16)
-        reader: Reader = models if cache is None else cache.reader(batches, streams, pair, models)
-        block = min(max(1, buffer_tokens // needed), schedule.steps) * needed
-        self.source = Blocks(reader, batches.n_tokens, block, seed)
+        self.batches, self.cache, self.seed = batches, cache, seed
+        self.block_tokens = min(max(1, buffer_tokens // needed), schedule.steps) * needed
         self.judging = Judging(pair, self.models, heldout, heldout_tokens, spliced_tokens, seed)
 
     def run(self, folder: Path | None) -> SAESet:
         """Train, measure and match; with a folder, checkpoints lie beside it until the result is whole."""
+        source = self._source()
         work = nullcontext(None) if folder is None else work_folder(folder.with_suffix(SUFFIX))
         with fast_matmul(), work as place, self._bar() as bar:
             trained = train(
-                self.specs, self.source, self.schedule, starts=self.starts, device=self.pair.device, work=place, bar=bar
+                self.specs, source, self.schedule, starts=self.starts, device=self.pair.device, work=place, bar=bar
             )
-            block = next(self.source.blocks(0, [min(self.source.block_tokens, PCA_TOKENS)]))
+            block = next(source.blocks(0, [min(self.block_tokens, PCA_TOKENS)]))
             fit = {stream: acts.float().cpu() for stream, acts in block.items()}
             return self.judging.judge(trained, fit, self.schedule.batch_tokens)
+
+    def _source(self) -> Blocks:
+        """Give the stream, read from the cache where there is one; a cache that is only a folder is made now."""
+        streams = list(dict.fromkeys(spec.stream for spec in self.specs))
+        models, cache = Models(self.models, self.batches, streams, self.schedule.bf16), self.cache()
+        reader: Reader = models if cache is None else cache.reader(self.batches, streams, self.pair, models)
+        return Blocks(reader, self.batches.n_tokens, self.block_tokens, self.seed)
 
     def _bar(self) -> tqdm:
         """Say what the memory goes to, and give the bar."""
         widths = {spec.stream: spec.d_in for spec in self.specs}
-        buffer = 4 * self.source.block_tokens * sum(widths.values())
+        buffer = 4 * self.block_tokens * sum(widths.values())
         # Weights, gradients, two moments of Adam, and the untrained twin at the end.
         training = 5 * 4 * sum(2 * spec.d_in * spec.d_sae for spec in self.specs)
         total = self.schedule.steps * self.schedule.batch_tokens
         bar = tqdm(total=total, desc="train_sae", unit="tok", unit_scale=True)
         if not bar.disable:
             bar.write(
-                f"train_sae: {len(self.specs)} SAEs {training / 1e6:,.0f} MB, buffer of {self.source.block_tokens:,} tokens at "
+                f"train_sae: {len(self.specs)} SAEs {training / 1e6:,.0f} MB, buffer of {self.block_tokens:,} tokens at "
                 f"{len(widths)} sites {buffer / 1e6:,.0f} MB"
             )
         return bar

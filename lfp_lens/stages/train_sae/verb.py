@@ -1,6 +1,7 @@
 """The verb: one pass of each model feeds all SAEs, SAELens trains them, held-out text judges them."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from lfp_lens.core.errors import LensError
@@ -98,8 +99,8 @@ def train_sae(
     starts = find_starts(from_sae, specs)
     job = Job(
         pair, specs, texts, Schedule(tokens // batch_tokens, batch_tokens, precision == "bf16"), starts,
-        cache=opened(cache, pair, sites, texts, max_tokens=max_tokens), buffer_tokens=buffer_tokens, max_tokens=max_tokens,
-        heldout_tokens=heldout_tokens, spliced_tokens=spliced_tokens, random_twin=random_twin, seed=seed,
+        cache=partial(opened, cache, pair, sites, texts, max_tokens=max_tokens), buffer_tokens=buffer_tokens,
+        max_tokens=max_tokens, heldout_tokens=heldout_tokens, spliced_tokens=spliced_tokens, random_twin=random_twin, seed=seed,
     )  # fmt: skip
     # What is started from is its weights, not their place.
     key = {name: value for name, value in in_key(inputs).items() if name != "from_sae"}
