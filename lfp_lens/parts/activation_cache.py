@@ -145,7 +145,7 @@ class ActivationCache:
                 found.append(safe_open(self.folder / shard["file"], "pt"))
             except (OSError, SafetensorError) as error:
                 raise LensError(
-                    f"The cache {self.folder} cannot be read ({shard['file']}: {error}). Make it anew."
+                    f"The cache {self.folder} cannot be read ({shard['file']}: {error}). Delete it and make it anew."
                 ) from error
         return found
 

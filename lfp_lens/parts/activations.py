@@ -48,10 +48,16 @@ def encode(tokenizer: Any, texts: Sequence[str], *, max_tokens: int, keep_end: b
     What is cut is the end of a text, or its start with `keep_end` (for a word in its left context). Raises `LensError` if
     there is no text.
     """
+    if isinstance(texts, str):
+        raise LensError("texts must be a list of strings; one string given. Write [text] for a single text.")
+    texts = list(texts)
     if not texts:
         raise LensError("No texts were given.")
+    odd = [text for text in texts if not isinstance(text, str)]
+    if odd:
+        raise LensError(f"texts must be a list of strings; it holds a {type(odd[0]).__name__}.")
     begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    held = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False,
+    held = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False,
                      verbose=False)  # fmt: skip
     room = max_tokens - len(begin)
     if room < 1:

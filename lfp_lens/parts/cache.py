@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from lfp_lens.core.errors import LensError
 from lfp_lens.core.fingerprint import fingerprint
+from lfp_lens.core.work import is_alive
 from lfp_lens.parts.activation_cache import FORMAT, INDEX, ActivationCache, open_cache, text_key
 from lfp_lens.parts.activations import encode
 from lfp_lens.parts.harvest import Models, Stream, TextBatches, split, text_batches
@@ -66,8 +67,8 @@ def cache(
     if dtype not in DTYPES:
         raise LensError(f"dtype is one of {', '.join(DTYPES)}; {dtype!r} given.")
     for name, given in (("site", sites), ("side", sides)):
-        if isinstance(given, str) or not len(given):
-            raise LensError(f"{name}s must be a list of at least one {name}; {given!r} given.")
+        if isinstance(given, str) or not len(given) or len(set(given)) < len(given):
+            raise LensError(f"{name}s must be a list of at least one {name}, each once; {given!r} given.")
     for side in sides:
         pair.hf(side)
     for site in sites:
@@ -81,8 +82,11 @@ def cache(
     identity = {"format": FORMAT, "pair": pair.fingerprint, "streams": [list(one) for one in streams], "dtype": dtype,
                 "max_tokens": max_tokens, "content": fingerprint([text.ids for text in encoded])}  # fmt: skip
     place = Path(folder) if folder is not None else cache_folder() / f"activations-{fingerprint(identity)}"
+    if _is_finished(place, identity):
+        return open_cache(place)
     shards = list(_shards(plans, streams, width, DTYPES[dtype].itemsize))
-    _begin(place, identity, sum(shard.n_tokens for shard in shards) * len(streams) * width * DTYPES[dtype].itemsize)
+    lacking = sum(shard.n_tokens for at, shard in enumerate(shards) if not (place / _name(at)).exists())
+    _begin(place, identity, lacking * len(streams) * width * DTYPES[dtype].itemsize)
     written = []
     with (
         fast_matmul(),
@@ -91,7 +95,10 @@ def cache(
         for at, shard in enumerate(shards):
             written.append(shard.write(place, at, pair, streams, DTYPES[dtype]))
             bar.update(shard.n_tokens)
-    _write_whole(place / INDEX, json.dumps(identity | {"shards": written}))
+    try:
+        _write_whole(place / INDEX, json.dumps(identity | {"shards": written}))
+    except OSError as error:
+        raise LensError(f"The cache could not be written in {place}: {error}.") from error
     return open_cache(place)
 
 
@@ -142,7 +149,7 @@ class _Shard:
         rows = [row for batch in self.batches for row in self.plan.rows[batch]]
         lengths = [self.plan.content(row) for row in rows]
         starts = np.cumsum([0, *lengths[:-1]]).tolist()
-        entry = {"file": f"shard-{at:05d}.safetensors", "tokens": self.n_tokens, "starts": starts, "lengths": lengths,
+        entry = {"file": _name(at), "tokens": self.n_tokens, "starts": starts, "lengths": lengths,
                  "texts": [text_key(self.plan.encoded[row].ids) for row in rows]}  # fmt: skip
         path = folder / entry["file"]
         if path.exists():
@@ -157,6 +164,9 @@ class _Shard:
         aside = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             save_file(tensors, aside)
+            with open(aside, "rb") as file:
+                # Renamed before its content is on the disk, the file could be empty after a power cut.
+                os.fsync(file.fileno())
             os.replace(aside, path)
         except (OSError, SafetensorError) as error:
             aside.unlink(missing_ok=True)
@@ -179,6 +189,20 @@ def _shards(plans: Sequence[TextBatches], streams: Sequence[Stream], width: int,
             yield _Shard(plan, batches, filled)
 
 
+def _is_finished(folder: Path, identity: Mapping[str, Any]) -> bool:
+    """Tell whether this very cache is there, whole: then nothing has to be written, or be writable."""
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        whole = {name: index.get(name) for name in identity} == dict(identity)
+        return whole and all((folder / shard["file"]).is_file() for shard in index["shards"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _name(at: int) -> str:
+    return f"shard-{at:05d}.safetensors"
+
+
 def _begin(folder: Path, identity: Mapping[str, Any], n_bytes: int) -> None:
     """Make the folder, or take an unfinished one of the same content; say what the cache will take."""
     started = folder / "identity.json"
@@ -196,6 +220,10 @@ def _begin(folder: Path, identity: Mapping[str, Any], n_bytes: int) -> None:
                 'dtype="bfloat16".'
             )
         _write_whole(started, json.dumps(identity))
+        for left in folder.glob(".shard-*"):
+            # What a killed process was writing; a living one's is its own.
+            if not is_alive(left.suffix[1:]):
+                left.unlink(missing_ok=True)
     except (OSError, ValueError) as error:
         raise LensError(f"The cache cannot be written in {folder}: {error}.") from error
     tqdm.write(f"cache: {n_bytes / 1e6:,.0f} MB in {folder}")

@@ -46,8 +46,9 @@ def all_sites(model: Any, hook: str = "hook_mlp_out") -> tuple[str, ...]:
 
 def layer_of(site: str) -> int:
     """Give the layer of a site name. Raises `LensError` for a name that is no site."""
-    parts = site.split(".")
-    if len(parts) != 3 or parts[0] != "blocks" or not parts[1].isdigit():
+    parts = site.split(".") if isinstance(site, str) else []
+    # One spelling per site: int() also reads '01' and digits of other scripts.
+    if len(parts) != 3 or parts[0] != "blocks" or not (parts[1].isdecimal() and parts[1] == str(int(parts[1]))):
         raise LensError(f"{site!r} is no site: expected a name such as 'blocks.3.hook_mlp_out'.")
     if parts[2] not in HOOKS:
         raise unknown("hook", parts[2], HOOKS)

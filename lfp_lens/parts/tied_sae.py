@@ -33,6 +33,9 @@ class TiedTrainingSAEConfig(TrainingSAEConfig):
     """Weight of the features' L1 norm, in the paper's loss: squared error averaged over all elements."""
     apply_b_dec_to_input: bool = False
     """The paper does not subtract the decoder bias from the input."""
+    loss_scale: float = 1.0
+    """Factor of the paper's loss. SAELens' trainer clips gradients at norm 1, the paper does not: under a small factor nothing is
+    clipped, and Adam with its epsilon times the factor takes the same steps."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,11 +91,19 @@ class TiedTrainingSAE(TrainingSAE[TiedTrainingSAEConfig]):
         return self.hook_sae_acts_post(torch.relu(hidden_pre)), hidden_pre
 
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
-        """Give SAELens' step output, whose gradients are computed in closed form where nothing hooks in."""
-        if not is_plain(self):
-            return super().training_forward_pass(step_input)
-        l1 = float(step_input.coefficients["l1"] * self.cfg.d_in)
-        return relu_step(self, step_input, l1, self.W_enc, self.W_dec, weighted=False)
+        """Give SAELens' step output with the paper's loss; gradients are in closed form where nothing hooks in.
+
+        The paper averages the squared error over all elements where SAELens sums over D.
+        """
+        if is_plain(self):
+            l1 = float(step_input.coefficients["l1"] * self.cfg.d_in)
+            output = relu_step(self, step_input, l1, self.W_enc, self.W_dec, weighted=False)
+        else:
+            output = super().training_forward_pass(step_input)
+        factor = self.cfg.loss_scale / self.cfg.d_in
+        output.loss = output.loss * factor
+        output.losses = {name: part * factor for name, part in output.losses.items()}
+        return output
 
     def calculate_aux_loss(
         self,
@@ -101,7 +112,7 @@ class TiedTrainingSAE(TrainingSAE[TiedTrainingSAEConfig]):
         hidden_pre: torch.Tensor,
         sae_out: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
-        """Give the L1 term. SAELens sums the squared error over D where the paper averages, hence the factor d_in."""
+        """Give the L1 term for a squared error that is summed over D, hence the factor d_in."""
         l1 = step_input.coefficients["l1"] * self.cfg.d_in
         return {"l1_loss": l1 * feature_acts.norm(p=1, dim=-1).mean()}
 

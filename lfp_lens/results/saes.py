@@ -27,16 +27,23 @@ class SAEWeights:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, SAEWeights) or self.tensors.keys() != other.tensors.keys():
             return False
+        if self.settings != other.settings:
+            return False
         return all(np.array_equal(tensor, other.tensors[name]) for name, tensor in self.tensors.items())
 
     __hash__ = None  # type: ignore[assignment]
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What of the config decides what the dictionary computes (k, thresholds, biases), not who made it or where it is."""
+        return {name: value for name, value in self.config.items() if name not in ("metadata", "device", "dtype")}
+
+    @property
     def fingerprint(self) -> str:
-        """Content hash of the weights."""
+        """Content hash of the weights and of the settings that they are computed with."""
         from lfp_lens.core.fingerprint import fingerprint
 
-        return fingerprint(self.tensors)
+        return fingerprint({"tensors": self.tensors, "settings": self.settings})
 
     def write_files(self, folder: Path) -> dict[str, Any]:
         """Write the two files that `SAE.load_from_disk` reads, into a folder named by content."""
@@ -109,7 +116,7 @@ class SAERecord:
     architecture: str
     """`tied` (the paper's), `standard`, `topk`, ..."""
     seed: int
-    """Of its initialisation and the order of its data."""
+    """Of its initialisation; the order of its data is that of the whole set."""
     l1: float | None
     """Weight of the sparsity penalty it was trained with; None where the architecture has none."""
     k: int | None

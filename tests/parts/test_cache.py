@@ -172,5 +172,25 @@ def test_a_damaged_shard_says_what_to_do(tmp_path: Path) -> None:
     made = cache(tiny_pair(), SITES, TEXTS, tmp_path / "one")
     (made.folder / "shard-00000.safetensors").write_bytes(b"no tensors")
     (text,) = encode(tiny_pair().tokenizer, TEXTS[:1], max_tokens=96)
-    with pytest.raises(LensError, match=r"cannot be read .* Make it anew"):
+    with pytest.raises(LensError, match=r"cannot be read .* Delete it and make it anew"):
         open_cache(made.folder).read(text, ("tuned", SITES[0]))
+
+
+def test_a_finished_cache_is_opened_where_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = cache(tiny_pair(), SITES, TEXTS, tmp_path / "one")
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: type("Disk", (), {"free": 0}))
+    monkeypatch.setattr(module, "_write_whole", None)
+    assert cache(tiny_pair(), SITES, TEXTS, tmp_path / "one").index == made.index
+
+
+def test_what_a_killed_process_was_writing_is_swept_away(tmp_path: Path) -> None:
+    folder = tmp_path / "one"
+    folder.mkdir()
+    made = cache(tiny_pair(), SITES, TEXTS, folder)
+    (folder / "index.json").unlink()
+    left = folder / ".shard-00009.safetensors.999999999"
+    left.write_bytes(b"half")
+    assert cache(tiny_pair(), SITES, TEXTS, folder).index == made.index
+    assert not left.exists()

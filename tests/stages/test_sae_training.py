@@ -263,7 +263,7 @@ def test_a_list_of_settings_is_a_sweep_of_every_combination_an_architecture_has(
             "l1=0.1 was given, but topk has no l1: leave it out, or use gated, standard, tied.",
         ),
         ({"architecture": ("topk", "topk")}, "architecture must be a value or a list of different values"),
-        ({"replicates": 0}, "replicates must be at least 1; 0 given."),
+        ({"replicates": 0}, "replicates must be a whole number of at least 1; 0 given."),
         ({"precision": "int8"}, "precision is 'fp32' or 'bf16'; 'int8' given."),
         ({"lr": (1e-3, 0.0)}, "lr must be a finite number above 0; 0.0 given."),
         ({"sides": ("tuned", "bose")}, "Unknown side 'bose'. Did you mean 'base'?"),
@@ -295,3 +295,112 @@ def test_every_architecture_trains_on_both_models_at_once(architecture: str) -> 
     assert sae.width == 32
     assert sae.crosscoder is not None and sae.crosscoder.n_features == 16
     assert sae.lr == 3e-3
+
+
+# --- what a reviewer found ---
+
+
+def test_a_stored_set_holds_the_very_floors_of_the_one_in_memory(tmp_path: Path) -> None:
+    """Two untrained twins may differ in k alone: their weights are the same numbers."""
+    options = SHORT | {"k": (2, 8), "sizes": (1,), "sides": ("tuned",)}
+    memory, stored = (
+        train_sae(tiny_pair(), [SITE], TEXTS, **options, store=store) for store in (None, Store(tmp_path))
+    )
+    for set_ in (memory, stored):
+        assert [sae.floors["untrained"].weights.config["k"] for sae in set_.saes] == [2, 8]  # type: ignore[union-attr]
+    one, two = (sae.floors["untrained"].weights for sae in memory.saes)
+    assert one != two
+
+
+def test_starts_take_the_dictionary_with_the_same_settings_and_never_make_copies() -> None:
+    options = SHORT | {"sizes": (1,), "sides": ("tuned",)}
+    given = train_sae(tiny_pair(), [SITE], TEXTS, **(options | {"k": (2, 8)}), replicates=2)
+    again = train_sae(tiny_pair(), [SITE], TEXTS, **(options | {"k": (2, 8)}), replicates=2, from_sae=given)
+    assert [sae.k for sae in again.saes] == [2, 2, 8, 8]
+    assert len({sae.weights.fingerprint for sae in again.saes}) == 4
+    one = train_sae(tiny_pair(), [SITE], TEXTS, **(options | {"k": 2}))
+    with pytest.raises(LensError, match="Seeds 0 and 1 would both start from one dictionary"):
+        train_sae(tiny_pair(), [SITE], TEXTS, **(options | {"k": 2}), replicates=2, from_sae=one)
+
+
+def test_a_continued_training_has_no_random_floor_and_no_match_of_its_own_start() -> None:
+    options = {name: value for name, value in SHORT.items() if name != "random_twin"} | {"sizes": (1,)}
+    base = train_sae(tiny_pair(), [SITE], TEXTS, **options, sides=("base",))
+    both = train_sae(tiny_pair(), [SITE], TEXTS, **options, from_sae=base)
+    assert all(set(sae.floors) == {"untrained", "pca"} for sae in both.saes)
+    assert not [match for match in both.matches if match.relation == "sides"]
+    fresh = train_sae(tiny_pair(), [SITE], TEXTS, **options)
+    assert [match for match in fresh.matches if match.relation == "sides"]
+
+
+def test_a_start_of_another_checkpoint_is_refused_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = SHORT | {"sizes": (1,), "sides": ("tuned",)}
+    other = train_sae(tiny_pair(seed=5), [SITE], TEXTS, **options)
+    wide = train_sae(tiny_pair(), [SITE], TEXTS, **(options | {"sizes": (2,)})).saes[0]
+    monkeypatch.setattr("lfp_lens.parts.harvest.activations_at", None)
+    with pytest.raises(LensError, match="was trained on another checkpoint: its fingerprint is"):
+        train_sae(tiny_pair(), [SITE], TEXTS, **options, from_sae=other)
+    with pytest.raises(LensError, match="of 16 features on 16 dimensions cannot start from a topk SAE of 32 features"):
+        train_sae(tiny_pair(), [SITE], TEXTS, **options, from_sae=wide)
+
+
+def test_the_tied_sae_takes_the_papers_step() -> None:
+    """Its loss, averaged over all elements, in ten lines and without clipping: the same weights after 20 steps of Adam."""
+    (spec,) = specs("tied", (2,))
+    steps = Schedule(steps=20, batch_tokens=64)
+    sae = Learner(spec, steps)._new()
+    state = {name: tensor.clone().requires_grad_() for name, tensor in sae.state_dict().items()}
+    optimiser = torch.optim.Adam(state.values(), lr=1e-3)
+    losses = []
+    for block in Planted().blocks(0, steps.block_sizes(128)):
+        for x in block[STREAM].split(64):
+            rows = torch.nn.functional.normalize(state["W"], dim=-1)
+            f = torch.relu(x @ rows.T + state["b_enc"])
+            loss = (f @ rows + state["b_dec"] - x).square().mean() + 0.001 * f.sum(1).mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            losses.append(loss.item())
+    ours = train([spec], Planted(), steps)[spec]
+    assert ours.curve == pytest.approx(losses, rel=1e-5)
+    for name, wanted in state.items():
+        torch.testing.assert_close(ours.sae.state_dict()[name], wanted.detach(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"heldout_tokens": -1}, "heldout_tokens must be a whole number of at least 1; -1 given."),
+        ({"spliced_tokens": 0}, "spliced_tokens must be a whole number of at least 1; 0 given."),
+        ({"tokens": "1000"}, "tokens must be a whole number of at least 1; '1000' given."),
+        ({"batch_tokens": 128.0}, "batch_tokens must be a whole number of at least 1; 128.0 given."),
+        ({"buffer_tokens": 0}, "buffer_tokens must be a whole number of at least 1; 0 given."),
+        ({"seed": -1}, "seed must be a whole number of at least 0; -1 given."),
+        ({"k": 2.5}, "k must be a whole number of at least 1; 2.5 given."),
+        ({"lr": "1e-3"}, "lr must be a finite number above 0; '1e-3' given."),
+        ({"architecture": None}, "architecture is a name or a list of names; None given."),
+        (
+            {"sizes": (float("nan"),)},
+            r"A size is a finite number above 0 \(features divided by the site's width\); nan given.",
+        ),
+        ({"sizes": 2}, "sizes must be a list of at least one size, each once; 2 given."),
+        ({"sizes": (1, 1.01)}, "Sizes 1 and 1.01 are both 16 features on 16 dimensions. Give one."),
+        ({"precision": "bf16", "cache": "somewhere"}, "A cache holds activations as fp32 computes them"),
+        ({"sides": ("both",), "heldout_tokens": 2}, "A crosscoder is judged on at least 2 held-out texts, better 20"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_trained(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(LensError, match=message):
+        train_sae(tiny_pair(), [SITE], TEXTS, **(SHORT | changes))
+
+
+@pytest.mark.parametrize("texts", ["one long string", [None, None], [b"bytes"]])
+def test_texts_that_are_no_list_of_strings_are_refused(texts: Any) -> None:
+    with pytest.raises(LensError, match="texts must be a list of strings"):
+        train_sae(tiny_pair(), [SITE], texts, **SHORT)
+
+
+@pytest.mark.parametrize("site", ["blocks.00.hook_mlp_out", "blocks.².hook_mlp_out", 1])
+def test_a_site_has_one_spelling(site: Any) -> None:
+    with pytest.raises(LensError, match="is no site: expected a name such as"):
+        train_sae(tiny_pair(), [site], TEXTS, **SHORT)

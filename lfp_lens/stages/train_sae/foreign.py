@@ -21,7 +21,7 @@ from lfp_lens.parts.speed import fast_matmul
 from lfp_lens.results.train_sae import SAERecord, SAESet, SAEWeights
 from lfp_lens.stages.train_sae.job import PCA_TOKENS
 from lfp_lens.stages.train_sae.matching import match, stability
-from lfp_lens.stages.train_sae.plan import Spec
+from lfp_lens.stages.train_sae.plan import Spec, whole
 from lfp_lens.stages.train_sae.quality import Judged, measure_quality
 
 ONE_MODEL = ("base", "tuned", "difference")
@@ -81,6 +81,8 @@ def load_saes(
         raise LensError("A crosscoder reads both models at once: train one with train_sae(sides=('both',)).")
     if side not in ONE_MODEL:
         raise unknown("side", str(side), ONE_MODEL)
+    whole("heldout_tokens", heldout_tokens, 1)
+    whole("spliced_tokens", spliced_tokens, 1)
     found = _open_all(pair, saes, side)
     encoded = encode(pair.tokenizer, texts, max_tokens=pair.room(max_tokens))
     train_texts, heldout = split(encoded)
@@ -108,7 +110,7 @@ def load_saes(
         return SAESet(tuple(records), pair.fingerprint, match(records, seed=seed), {})
 
     # What is in the files keys the result, not where they are.
-    content = [[asdict(one.spec), one.weights.fingerprint, _settings(one.weights), one.n_train_tokens] for one in found]
+    content = [[asdict(one.spec), one.weights.fingerprint, one.n_train_tokens] for one in found]
     key = {"pair": pair, "loaded": content, "texts": list(texts), "max_tokens": max_tokens} | measured
     return keep(store, "train_sae", key | {"store": store}, make)
 
@@ -182,8 +184,3 @@ def _record(one: _Opened, facts: Mapping[str, Any]) -> SAERecord:
         side=spec.side, site=spec.site, size=spec.size, architecture=spec.architecture, seed=spec.seed, l1=spec.l1, k=spec.k,
         lr=spec.lr, weights=one.weights, n_train_tokens=one.n_train_tokens, stability=None, crosscoder=None, **facts,
     )  # fmt: skip
-
-
-def _settings(weights: SAEWeights) -> dict[str, Any]:
-    """Give what of a config changes what the dictionary computes."""
-    return {name: value for name, value in weights.config.items() if name not in ("metadata", "device", "dtype")}

@@ -55,7 +55,12 @@ class Job:
             self.models[RANDOM] = random_model(pair.base_hf, seed=seed)
         self.batches, self.cache, self.seed = batches, cache, seed
         self.block_tokens = min(max(1, buffer_tokens // needed), schedule.steps) * needed
-        self.judging = Judging(pair, self.models, heldout, heldout_tokens, spliced_tokens, seed)
+        self.judging = Judging(pair, self.models, heldout, heldout_tokens, spliced_tokens, seed, bool(starts))
+        if any(spec.side == "both" for spec in specs) and len(self.judging.read_texts()) < 2:
+            raise LensError(
+                f"A crosscoder is judged on at least 2 held-out texts, better 20; {len(heldout)} texts and "
+                f"heldout_tokens={heldout_tokens} give {len(self.judging.read_texts())}. Give more of either."
+            )
 
     def run(self, folder: Path | None) -> SAESet:
         """Train, measure and match; with a folder, checkpoints lie beside it until the result is whole."""

@@ -18,7 +18,7 @@ from lfp_lens.stages.train_sae.crosscoder import compare
 from lfp_lens.stages.train_sae.learner import Trained
 from lfp_lens.stages.train_sae.matching import match, stability
 from lfp_lens.stages.train_sae.plan import RANDOM, Spec
-from lfp_lens.stages.train_sae.quality import Judged, measure_quality
+from lfp_lens.stages.train_sae.quality import Judged, measure_quality, up_to
 
 CHUNKS = 32
 """Groups of held-out texts that a crosscoder's intervals resample."""
@@ -40,6 +40,8 @@ class Judging:
     """Predictions for KL and CE recovered, at most."""
     seed: int
     """Of the choice of texts, of intervals and of random dictionaries; the random twins are of this seed."""
+    is_started: bool = False
+    """Whether the SAEs began as given dictionaries."""
 
     def judge(self, trained: Mapping[Spec, Trained], fit: Mapping[Stream, torch.Tensor], batch_tokens: int) -> SAESet:
         """Give every SAE but the random twins, which are a floor of the others; `fit` is what PCA is fitted on."""
@@ -68,8 +70,16 @@ class Judging:
             curves[record.name] = made.curve
         stable = stability(records)
         records = [replace(record, stability=stable.get(record.name)) for record in records]
-        found = SAESet(tuple(records), self.pair.fingerprint, match(records, seed=self.seed), curves)
-        return self._compared(found)
+        matches = match(records, seed=self.seed)
+        if self.is_started:
+            # Base's and tuned's began as one dictionary, perhaps: they would match by that alone.
+            matches = tuple(one for one in matches if one.relation != "sides")
+        return self._compared(SAESet(tuple(records), self.pair.fingerprint, matches, curves))
+
+    def read_texts(self) -> list[Encoded]:
+        """Give the held-out texts that hold the tokens to judge on, each with content."""
+        begin = self.pair.tokenizer.bos_token_id
+        return up_to(self.heldout, self.tokens, lambda ids: sum(token != begin for token in ids))
 
     def _exported(self, trained: Mapping[Spec, Trained]) -> dict[Spec, tuple[SAEWeights, SAEWeights]]:
         """Give every SAE as trained and as initialised, with the fingerprint of the model that it reads."""
@@ -88,12 +98,11 @@ class Judging:
         sites = list(dict.fromkeys(sae.site for sae in saes.saes if sae.side == "both"))
         if not sites:
             return saes
-        rows = np.arange(len(self.heldout))[np.cumsum([len(text.ids) for text in self.heldout]) <= self.tokens]
-        groups = [part.tolist() for part in np.array_split(rows, CHUNKS) if len(part)]
+        texts = self.read_texts()
+        groups = [part.tolist() for part in np.array_split(np.arange(len(texts)), CHUNKS) if len(part)]
         streams = [(side, site) for site in sites for side in ("base", "tuned")]
-        texts = TextBatches(self.heldout, groups, self.pair.tokenizer.bos_token_id)
-        reader = Models(self.models, texts, streams)
-        chunks = [reader.read(at) for at in range(len(groups))]
+        reader = Models(self.models, TextBatches(texts, groups, self.pair.tokenizer.bos_token_id), streams)
+        chunks = [{one: acts.cpu() for one, acts in reader.read(at).items()} for at in range(len(groups))]
 
         def at(site: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
             return ((part["base", site], part["tuned", site]) for part in chunks)

@@ -11,6 +11,9 @@ from lfp_lens.results.train_sae import SAEWeights
 from lfp_lens.stages.train_sae.crosscoder import start_with_unit_rows
 from lfp_lens.stages.train_sae.plan import Spec
 
+UNCLIPPED = 2.0**-12
+"""Factor of the loss of the paper's SAEs, which it trains without SAELens' clipping; a power of two rounds nothing."""
+
 
 @dataclass(frozen=True, eq=False)
 class Trained:
@@ -56,6 +59,11 @@ class Learner:
             lr_decay_steps=schedule.steps // 2 if spec.side == "both" else 0,
         )  # fmt: skip
         self.trainer = lens.SAETrainer(cfg=config, sae=self._new(), data_provider=iter(()))
+        self.loss_scale = 1.0
+        if hasattr(self.trainer.sae.cfg, "loss_scale"):
+            self.trainer.sae.cfg.loss_scale = self.loss_scale = UNCLIPPED
+            for group in self.trainer.optimizer.param_groups:
+                group["eps"] *= UNCLIPPED
         self.curve = torch.zeros(schedule.steps, device=device)
         self.done = 0
 
@@ -81,7 +89,7 @@ class Learner:
         self.trainer.maybe_reset_sparsity()
         output = self.trainer.step(batch_ND)
         self.trainer.n_training_steps += 1
-        self.curve[self.done] = output.loss.detach()
+        self.curve[self.done] = output.loss.detach() / self.loss_scale
         self.done += 1
 
     def finished(self) -> Trained:

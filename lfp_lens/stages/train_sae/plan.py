@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from typing import Any
 
 from lfp_lens.core.errors import LensError, unknown
@@ -79,6 +80,7 @@ def make_specs(
     """
     _check_lists(sites, sizes, sides)
     options = {name: many(name, value) for name, value in settings.items()}
+    _check_settings(options)
     for name in ("l1", "k"):
         if options[name] != (None,) and not any(takes(architecture, name) for architecture in options["architecture"]):
             takers = ", ".join(other for other in ARCHITECTURES if takes(other, name))
@@ -86,16 +88,18 @@ def make_specs(
                 f"{name}={settings[name]} was given, but {', '.join(options['architecture'])} has no {name}: leave it out, "
                 f"or use {takers}."
             )
-    for lr in options["lr"]:
-        if lr is not None and not 0 < lr < math.inf:
-            raise LensError(f"lr must be a finite number above 0; {lr} given.")
     found: dict[Spec, None] = {}
+    own_size: dict[int, float] = {}
     places = itertools.product(sides, sorted(sites, key=layer_of), sizes, options["architecture"], options["l1"], options["k"],
                                options["lr"], seeds)  # fmt: skip
     for side, site, size, architecture, l1, k, lr, seed in places:
         d_sae = round(width * size)
         if d_sae < 1:
             raise LensError(f"An SAE of size {size} on {width} dimensions has no features.")
+        if own_size.setdefault(d_sae, size) != size:
+            raise LensError(
+                f"Sizes {own_size[d_sae]} and {size} are both {d_sae} features on {width} dimensions. Give one."
+            )
         own_k = (default_k(width, d_sae) if k is None else k) if takes(architecture, "k") else None
         own_l1 = l1 if takes(architecture, "l1") else None
         d_in = 2 * width if side == "both" else width
@@ -104,18 +108,46 @@ def make_specs(
     return list(found)
 
 
+def whole(name: str, value: Any, least: int) -> None:
+    """Raise `LensError` unless a value is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise LensError(f"{name} must be a whole number of at least {least}; {value!r} given.")
+
+
 def many(name: str, value: Any) -> tuple[Any, ...]:
     """Give a value or a list of values as a tuple; each at most once."""
-    values = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+    values = tuple(value) if isinstance(value, (list, tuple, range)) else (value,)
     if not values or len(set(values)) < len(values):
         raise LensError(f"{name} must be a value or a list of different values; {value!r} given.")
     return values
 
 
+def _check_settings(options: Mapping[str, tuple[Any, ...]]) -> None:
+    for architecture in options["architecture"]:
+        if not isinstance(architecture, str):
+            raise LensError(f"architecture is a name or a list of names; {architecture!r} given.")
+    for k in options["k"]:
+        if k is not None:
+            whole("k", k, 1)
+    for name, least in (("l1", "0 or above"), ("lr", "above 0")):
+        for value in options[name]:
+            if value is None:
+                continue
+            is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+            if not is_number or value < 0 or (value == 0 and name == "lr"):
+                raise LensError(f"{name} must be a finite number {least}; {value!r} given.")
+
+
 def _check_lists(sites: Sequence[str], sizes: Sequence[float], sides: Sequence[str]) -> None:
     for name, given in (("site", sites), ("size", sizes), ("side", sides)):
-        if isinstance(given, str) or not len(given) or len(set(given)) < len(given):
+        is_list = isinstance(given, Sequence) and not isinstance(given, str)
+        if not is_list or not len(given) or len(set(given)) < len(given):
             raise LensError(f"{name}s must be a list of at least one {name}, each once; {given!r} given.")
+    for size in sizes:
+        if isinstance(size, bool) or not isinstance(size, Real) or not 0 < size < math.inf:
+            raise LensError(
+                f"A size is a finite number above 0 (features divided by the site's width); {size!r} given."
+            )
     odd = next((side for side in sides if side not in SIDES), None)
     if odd is not None:
         raise unknown("side", str(odd), SIDES)

@@ -7,13 +7,18 @@ from typing import Any
 from lfp_lens.core.errors import LensError
 from lfp_lens.core.store import Store, keep
 from lfp_lens.parts.cache import in_key, opened
+from lfp_lens.parts.checkpoints import weights_fingerprint
 from lfp_lens.parts.pair import Pair
 from lfp_lens.parts.sites import module_at
 from lfp_lens.results.train_sae import SAESet
 from lfp_lens.stages.train_sae.job import Job
 from lfp_lens.stages.train_sae.learner import Schedule
-from lfp_lens.stages.train_sae.plan import make_specs
+from lfp_lens.stages.train_sae.plan import make_specs, whole
 from lfp_lens.stages.train_sae.starts import find_starts
+
+WHOLE = {"replicates": 1, "tokens": 1, "batch_tokens": 1, "buffer_tokens": 1, "max_tokens": 1, "heldout_tokens": 1,
+         "spliced_tokens": 1, "seed": 0}  # fmt: skip
+"""Parameters that are whole numbers, and the least each can be."""
 
 
 def train_sae(
@@ -62,7 +67,8 @@ def train_sae(
         max_tokens: texts are cut there.
         heldout_tokens: tokens for the reconstruction figures, at most.
         spliced_tokens: predictions for KL and CE recovered, at most.
-        random_twin: also train on a model with random weights, as a floor; adds one side.
+        random_twin: also train on a model with random weights, as a floor; adds one side. Left out with `from_sae`: from scratch
+            in the few tokens of a continued training it would be no floor.
         precision: `fp32`, or `bf16` for products in bfloat16 (activations move by about 1 %).
         from_sae: dictionaries to start from: an `SAESet`, one `SAERecord`, or a folder or original checkpoint of one SAE.
         cache: an `ActivationCache` of these texts and sites (`lfp_lens.cache`), read in place of the models; or a folder, where
@@ -83,24 +89,30 @@ def train_sae(
     >>> saes = train_sae(pair, diverge(pair, texts).top(5), texts)  # doctest: +SKIP
     """
     inputs = dict(locals())
-    if replicates < 1:
-        raise LensError(f"replicates must be at least 1; {replicates} given.")
+    for name, least in WHOLE.items():
+        whole(name, inputs[name], least)
     if precision not in ("fp32", "bf16"):
         raise LensError(f"precision is 'fp32' or 'bf16'; {precision!r} given.")
     if not 1 <= batch_tokens <= tokens:
         raise LensError(
             f"tokens={tokens} must hold at least one batch of batch_tokens={batch_tokens}, and that one token."
         )
+    if precision == "bf16" and cache is not None:
+        raise LensError(
+            "A cache holds activations as fp32 computes them; precision='bf16' computes others. Leave one out."
+        )
     settings = {"architecture": architecture, "l1": l1, "k": k, "lr": lr}
     width, seeds = pair.tuned_hf.config.hidden_size, range(seed, seed + replicates)
     specs = make_specs(sites, sizes, sides, settings, width=width, seeds=seeds)
     for site in sites:
         module_at(pair.tuned_hf, site)
-    starts = find_starts(from_sae, specs)
+    own = {side: weights_fingerprint(pair.hf(side)) for side in ("base", "tuned")} | {"pair": pair.fingerprint}
+    starts = find_starts(from_sae, specs, own)
     job = Job(
         pair, specs, texts, Schedule(tokens // batch_tokens, batch_tokens, precision == "bf16"), starts,
         cache=partial(opened, cache, pair, sites, texts, max_tokens=max_tokens), buffer_tokens=buffer_tokens,
-        max_tokens=max_tokens, heldout_tokens=heldout_tokens, spliced_tokens=spliced_tokens, random_twin=random_twin, seed=seed,
+        max_tokens=max_tokens, heldout_tokens=heldout_tokens, spliced_tokens=spliced_tokens,
+        random_twin=random_twin and not starts, seed=seed,
     )  # fmt: skip
     # What is started from is its weights, not their place.
     key = {name: value for name, value in in_key(inputs).items() if name != "from_sae"}
