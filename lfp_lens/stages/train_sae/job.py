@@ -51,8 +51,6 @@ class Job:
         ]
         self.specs = list(dict.fromkeys([*specs, *twins]))
         self.models = {"base": pair.base_hf, "tuned": pair.tuned_hf}
-        if twins:
-            self.models[RANDOM] = random_model(pair.base_hf, seed=seed)
         self.batches, self.cache, self.seed = batches, cache, seed
         self.block_tokens = min(max(1, buffer_tokens // needed), schedule.steps) * needed
         self.judging = Judging(pair, self.models, heldout, heldout_tokens, spliced_tokens, seed, bool(starts))
@@ -75,7 +73,9 @@ class Job:
             return self.judging.judge(trained, fit, self.schedule.batch_tokens)
 
     def _source(self) -> Blocks:
-        """Give the stream, read from the cache where there is one; a cache that is only a folder is made now."""
+        """Give the stream, read from the cache where there is one; the random twin, and a cache in a folder, are made now."""
+        if any(spec.side == RANDOM for spec in self.specs):
+            self.models[RANDOM] = random_model(self.pair.base_hf, seed=self.seed)
         streams = list(dict.fromkeys(spec.stream for spec in self.specs))
         models, cache = Models(self.models, self.batches, streams, self.schedule.bf16), self.cache()
         reader: Reader = models if cache is None else cache.reader(self.batches, streams, self.pair, models)
