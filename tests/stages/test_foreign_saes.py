@@ -214,8 +214,10 @@ def test_an_sae_of_our_own_is_refused_by_another_pair_and_by_the_other_side(tmp_
     for place, side in ((OTHER, "tuned"), (SITE, "base")):
         with pytest.raises(LensError, match=f"it was given for {place} of {side}"):
             load_saes(pair, {place: sae}, TEXTS, side=side, **SHORT)
-    with pytest.raises(LensError, match="Two SAEs of one name"):
+    with pytest.raises(LensError, match="Two SAEs of one name or one content"):
         load_saes(pair, {SITE: [sae, sae]}, TEXTS, **SHORT)
+    with pytest.raises(LensError, match="or one content"):
+        load_saes(pair, {SITE: [sae.weights, sae.weights]}, TEXTS, **SHORT)
 
 
 @pytest.mark.parametrize(

@@ -138,8 +138,13 @@ def _open_all(pair: Pair, saes: Mapping[str, Any], side: str) -> list[_Opened]:
             alike = [one for one in found if replace(one.spec, seed=opened.spec.seed) == opened.spec]
             if not isinstance(given, SAERecord):
                 opened = replace(opened, spec=replace(opened.spec, seed=len(alike)))
-            if any(one.spec == opened.spec for one in found):
-                raise LensError(f"Two SAEs of one name, {opened.spec.name}, were given for {site}. Give each once.")
+            twice = any(
+                one.spec.site == site and one.weights.fingerprint == opened.weights.fingerprint for one in found
+            )
+            if twice or any(one.spec == opened.spec for one in found):
+                raise LensError(
+                    f"Two SAEs of one name or one content, {opened.spec.name}, were given for {site}. Give each once."
+                )
             found.append(opened)
     if not found:
         raise LensError("saes holds no dictionary: give at least one for one site.")
