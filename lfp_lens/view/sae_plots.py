@@ -108,7 +108,10 @@ def matching(
         what: the two dictionaries, for the title.
         over: the title of the axis.
     """
-    figure = figure_with(f"Features found again: {escaped(what)}", over, "features", height=360)
+    # One name to a line: they are long, and the figure is not wide.
+    named = escaped(what).replace(" in ", "<br>in ")
+    figure = figure_with(f"Features found again: {named}", over, "features", height=360)
+    figure.update_layout(title_font_size=12)
     found = np.asarray(cosines, float)
     found = found[np.isfinite(found)]
     if not len(found):
