@@ -9,13 +9,13 @@ import torch
 
 from lfp_lens.parts.hooked import to_hooked
 from lfp_lens.parts.sites import activations_at
-from tests.benchmarks.measure import Comparison, Shape, cpu_seconds, one_thread, product
+from tests.benchmarks.measure import Comparison, Shape, Skipped, cpu_seconds, one_thread, product, why_not
 from tests.tiny import tiny_tokenizer
 
 PRECISIONS = ("fp32", "fp32 oneDNN", "bf16")
 
 
-def harvest(shape: Shape | None = None, *, texts: int = 8, repeats: int = 3) -> Iterator[Comparison]:
+def harvest(shape: Shape | None = None, *, texts: int = 8, repeats: int = 3) -> Iterator[Comparison | Skipped]:
     """Compare tokens per CPU-second; both sides must give the same activations first."""
     shape = shape or Shape()
     what = f"MLP outputs of {len(shape.sites)} layers, width {shape.width}, {texts} x {shape.context} tokens"
@@ -38,6 +38,10 @@ def harvest(shape: Shape | None = None, *, texts: int = 8, repeats: int = 3) -> 
             torch.testing.assert_close(ours[site], theirs[site], rtol=1e-3, atol=1e-4)
         default: dict[str, float] = {}
         for precision in PRECISIONS:
+            reason = why_not(precision)
+            if reason:
+                yield Skipped("harvest", precision, reason)
+                continue
             with product(precision), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
                 seconds = cpu_seconds(jobs, repeats=repeats)
             rate = {name: ids_BS.numel() / taken for name, taken in seconds.items()}

@@ -69,6 +69,19 @@ class Growth:
 
 
 @dataclass(frozen=True)
+class Skipped:
+    """A precision that means nothing on this machine."""
+
+    bench: str
+    precision: str
+    reason: str
+
+    def line(self) -> str:
+        """Give the JSON line."""
+        return json.dumps({"bench": self.bench, "precision": self.precision, "skipped": self.reason})
+
+
+@dataclass(frozen=True)
 class Profile:
     """Where the CPU time of one step goes."""
 
@@ -143,6 +156,16 @@ def cpu_seconds(jobs: Mapping[str, Callable[[], Any]], *, repeats: int) -> dict[
             job()
             found[name].append(time.process_time() - start)
     return {name: min(seconds[1:]) for name, seconds in found.items()}
+
+
+def why_not(precision: str) -> str | None:
+    """Say why a precision cannot be measured here: a product that is not fp32, or bfloat16 that is emulated; else None."""
+    if precision == "fp32 oneDNN":
+        with fast_matmul() as is_exact:
+            return None if is_exact else "the faster product does not agree with fp64 to 1e-6 here"
+    if precision == "bf16" and product_rate("bf16") < product_rate("fp32"):
+        return "bfloat16 products are slower than fp32 ones: they are emulated here"
+    return None
 
 
 def product_rate(precision: str) -> float:

@@ -2,10 +2,13 @@
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.benchmarks import measure
 from tests.benchmarks.__main__ import BENCHES, main
 from tests.benchmarks.measure import Comparison, Floor, Growth, Profile, Shape
 from tests.benchmarks.ppo import ppo
@@ -64,6 +67,19 @@ def test_the_tied_sae_is_judged_beside_saelens_runner_on_real_text(real_data: Pa
     found = list(BENCHES["tied_quality"](seeds=(0,), tokens=4096, n_texts=100))
     assert [one.unit for one in found] == ["explained_variance", "l0", "kl_recovered"]
     assert found[1].ours == pytest.approx(found[1].peer, rel=0.2)
+
+
+def test_a_precision_that_means_nothing_here_is_skipped_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def inexact() -> Iterator[bool]:
+        yield False
+
+    monkeypatch.setattr(measure, "fast_matmul", inexact)
+    monkeypatch.setattr(measure, "product_rate", {"bf16": 1.0, "fp32": 2.0}.__getitem__)
+    found = [json.loads(one.line()) for one in BENCHES["harvest"](TINY, **SMALL["harvest"])]
+    assert [line["precision"] for line in found if "skipped" in line] == ["fp32 oneDNN", "bf16"]
+    assert all("here" in line["skipped"] for line in found if "skipped" in line)
+    assert [line["precision"] for line in found if "skipped" not in line] == ["fp32", "fp32"]
 
 
 def test_the_limit_counts_the_blocks_up_to_the_deepest_site_and_five_products_per_sae() -> None:

@@ -20,7 +20,7 @@ from lfp_lens.parts.saes import quiet_sae_lens
 from lfp_lens.stages.train_sae.learner import Schedule
 from lfp_lens.stages.train_sae.plan import make_specs
 from lfp_lens.stages.train_sae.training import train
-from tests.benchmarks.measure import Comparison, Floor, Shape, one_thread, product, product_rate
+from tests.benchmarks.measure import Comparison, Floor, Shape, Skipped, one_thread, product, product_rate, why_not
 from tests.tiny import tiny_tokenizer
 
 SIZES = (1, 2)
@@ -35,7 +35,7 @@ def train_sae(
     peer_tokens: int = 16_384,
     batch_tokens: int = 4096,
     precisions: tuple[str, ...] = ("fp32", "fp32 oneDNN", "bf16"),
-) -> Iterator[Comparison | Floor]:
+) -> Iterator[Comparison | Floor | Skipped]:
     """Compare training tokens that all ten SAEs have seen, per CPU-second. One by one on fewer tokens: it is slow."""
     shape = shape or Shape()
     lens = quiet_sae_lens()
@@ -47,6 +47,10 @@ def train_sae(
         rows = np.random.default_rng(0).integers(1, shape.vocabulary, size=(2 * tokens // shape.context, shape.context))
         rates: dict[tuple[str, str], float] = {}
         for precision in precisions:
+            reason = why_not(precision)
+            if reason:
+                yield Skipped("train_sae", precision, reason)
+                continue
             peers = {"MultiSAETrainingRunner": (_multi, tokens)}
             if precision != "bf16":
                 peers["LanguageModelSAETrainingRunner, one by one"] = (_one_by_one, peer_tokens)
