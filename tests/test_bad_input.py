@@ -231,7 +231,7 @@ def test_a_site_that_does_not_exist_is_refused(tell: Any) -> None:
 
 def test_too_few_texts_for_the_dictionaries_are_refused(tell: Any) -> None:
     told = tell("train_sae", sites=1, extra="[train_sae]\nbatch_tokens = 4096\n")
-    refused(told, "training tokens are fewer than one batch of 4096: give more texts.")
+    refused(told, "tokens; one batch needs batch_tokens=4096: give more texts.")
 
 
 def test_too_few_words_or_triples_are_refused(tell: Any) -> None:

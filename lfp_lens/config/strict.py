@@ -84,6 +84,12 @@ def _told(model: type[Strict], name: str, values: Mapping[str, Any]) -> str:
     field = model.model_fields[name]
     if name not in values:
         return f"{key} is missing: expected {expected(field)}. {field.description or ''}".rstrip()
-    is_closed = get_origin(field.annotation) is Literal
-    hint = nearest(given, get_args(field.annotation)) if isinstance(given, str) and is_closed else ""
+    hint = nearest(given, _names(field.annotation)) if isinstance(given, str) else ""
     return f"{key} = {toml_value(given)}: expected {expected(field)}.{hint}"
+
+
+def _names(annotation: Any) -> tuple[str, ...]:
+    """Give the names of a closed set, or of one that may stand alone or in a list; none for free text."""
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    return next((get_args(part) for part in get_args(annotation) if get_origin(part) is Literal), ())
