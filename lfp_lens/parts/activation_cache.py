@@ -121,10 +121,6 @@ class ActivationCache:
 
         return [[next_place(row) for row in rows] for rows in texts.rows]
 
-    def has(self, text: Encoded) -> bool:
-        """Tell whether the activations of this text are in it."""
-        return text_key(text.ids) in self._places
-
     @cached_property
     def _places(self) -> dict[str, list["Place"]]:
         """Text -> where it lies, once for every time it occurs."""

@@ -21,6 +21,7 @@ from lfp_lens.core.fingerprint import fingerprint
 from lfp_lens.core.work import is_alive
 from lfp_lens.parts.activation_cache import FORMAT, INDEX, ActivationCache, open_cache, text_key
 from lfp_lens.parts.activations import encode
+from lfp_lens.parts.checkpoints import DTYPES
 from lfp_lens.parts.harvest import Models, Stream, TextBatches, split, text_batches
 from lfp_lens.parts.pair import Pair
 from lfp_lens.parts.sites import layer_of, module_at
@@ -28,7 +29,6 @@ from lfp_lens.parts.sources import cache_folder
 from lfp_lens.parts.speed import fast_matmul
 
 SHARD_BYTES = 2**28
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def cache(
