@@ -14,11 +14,9 @@ import numpy as np
 import torch
 
 from lfp_lens.core.errors import LensError
-from lfp_lens.parts.activations import Encoded, pad
+from lfp_lens.parts.activations import Batch, Encoded, pad
 from lfp_lens.parts.sites import activations_at
 
-SIDES = ("base", "tuned", "difference", "both")
-"""What an SAE may be trained on: one model's activations, tuned - base at the same token, or [base; tuned]."""
 VALUES_AT_ONCE = 2**19
 """Tokens times width of one forward pass on a CPU: more does not fit its caches."""
 
@@ -95,17 +93,23 @@ class Models:
 
     def read(self, at: int) -> dict[Stream, torch.Tensor]:
         """Run every model that is needed once, up to its deepest wanted site, and give each stream's activations."""
-        sides = list(dict.fromkeys(side for wanted, _ in self.streams for side in sides_of(wanted)))
-        device = self.models[sides[0]].device
+        device = next(iter(self.models.values())).device
         batch = pad(self.texts.encoded, self.texts.rows[at], device=device)
-        content_BS = batch.content(self.texts.begin)
-        seen: dict[Stream, torch.Tensor] = {}
-        for side in sides:
-            sites = list(dict.fromkeys(site for wanted, site in self.streams if side in sides_of(wanted)))
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
-                acts = activations_at(self.models[side], batch.ids_BS, batch.mask_BS, sites)
-            seen |= {(side, site): acts[site][content_BS].float() for site in sites}
-        return {stream: combined(stream, seen) for stream in self.streams}
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
+            return read_batch(self.models, batch, self.streams, self.texts.begin)
+
+
+def read_batch(
+    models: Mapping[str, Any], batch: Batch, streams: Sequence[Stream], begin: int | None
+) -> dict[Stream, torch.Tensor]:
+    """Give every stream's activations at a batch's content tokens, [n, D] in fp32, from one run of each model they need."""
+    content_BS = batch.content(begin)
+    seen: dict[Stream, torch.Tensor] = {}
+    for side in dict.fromkeys(side for wanted, _ in streams for side in sides_of(wanted)):
+        sites = list(dict.fromkeys(site for wanted, site in streams if side in sides_of(wanted)))
+        acts = activations_at(models[side], batch.ids_BS, batch.mask_BS, sites)
+        seen |= {(side, site): acts[site][content_BS].float() for site in sites}
+    return {stream: combined(stream, seen) for stream in streams}
 
 
 def sides_of(side: str) -> tuple[str, ...]:

@@ -9,9 +9,10 @@ from typing import Any
 
 from lfp_lens.core.errors import LensError, unknown
 from lfp_lens.core.fingerprint import fingerprint
-from lfp_lens.parts.harvest import SIDES, Stream
+from lfp_lens.parts.harvest import Stream
 from lfp_lens.parts.saes import ARCHITECTURES, default_k, takes
 from lfp_lens.parts.sites import layer_of
+from lfp_lens.results.train_sae import SIDES
 from lfp_lens.stages.train_sae.crosscoder import LEARNING_RATE as CROSSCODER_LEARNING_RATE
 
 LEARNING_RATE = 1e-3

@@ -13,9 +13,8 @@ import torch
 
 from lfp_lens.core.errors import LensError
 from lfp_lens.parts.activations import Encoded, batches
-from lfp_lens.parts.harvest import Stream, combined, sides_of
+from lfp_lens.parts.harvest import Stream, read_batch
 from lfp_lens.parts.saes import load_weights
-from lfp_lens.parts.sites import activations_at
 from lfp_lens.results.train_sae import SAEWeights
 from lfp_lens.stages.train_sae.floors import components_sae, floor
 from lfp_lens.stages.train_sae.reconstruction import Components, Moments, Reconstruction
@@ -134,17 +133,11 @@ class _Reconstructions:
 
     def read(self, models: Mapping[str, Any], begin: int | None) -> None:
         """Run every model once over the texts."""
-        sides = list(dict.fromkeys(name for side, _ in self.streams for name in sides_of(side)))
         for batch in batches(self.texts, device=self.device, max_batch_tokens=2048):
             content_BS = batch.content(begin)
             text_N = torch.tensor(batch.rows)[:, None].expand(content_BS.shape)[content_BS.cpu()]
-            seen: dict[Stream, torch.Tensor] = {}
-            for name in sides:
-                sites = list(dict.fromkeys(site for side, site in self.streams if name in sides_of(side)))
-                acts = activations_at(models[name], batch.ids_BS, batch.mask_BS, sites)
-                seen |= {(name, site): acts[site][content_BS].float() for site in sites}
-            for stream in self.streams:
-                self._add(stream, combined(stream, seen), text_N)
+            for stream, acts_ND in read_batch(models, batch, self.streams, begin).items():
+                self._add(stream, acts_ND, text_N)
         for stream, moments in self.moments.items():
             self.variance[stream] = (moments.whole_variance(), moments.variance(self.times_RT))
 
