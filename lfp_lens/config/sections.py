@@ -18,6 +18,7 @@ from lfp_lens.config.kinds import (
     Size,
     SizeOrNone,
     Switch,
+    SwitchOrNone,
     Text,
     TextOrNone,
 )
@@ -105,6 +106,12 @@ class ContrastConfig(Strict):
     """Smallest |lexicon value| of a word that makes a triple."""
     max_triples: Count = 2000
     """Most triples kept."""
+    rewriter: TextOrNone = None
+    """Who rewrites the answers of preference pairs: `offline` or `openai:MODEL`; not given: triples of words in texts."""
+    task: TextOrNone = None
+    """What the rewriter grades: `hh`, `toxic` or a quality in words; not given: `toxic` if their name says so, else `hh`."""
+    swap: SwitchOrNone = None
+    """Whether the preferred answers are those that lack the quality; not given: only for `toxic`."""
 
 
 class ProbeConfig(Strict):

@@ -3,92 +3,96 @@
 `implicit_reward` (ours): log p_tuned(word | context) - log p_base(word | context), in nats (beta = 1), summed over the
 word's tokens. No label enters. What tuning promotes takes probability from everything else, so each value is centred by
 its own context: the mean of the same difference over the whole vocabulary, weighted by the base model, is subtracted.
+`valence_shift` (ours): how much tuning changed the expected lexicon value of what follows the word, in lexicon units. The
+lexicon enters by what follows, never by the word itself.
 `activation_delta` (arXiv 2310.08164, section 3.3): the signed L2 distance, in concatenated feature space, between a word
 and the neutral word of its triple. Its sign is the label's by construction.
+`reward_head` (of reward models, no pair): how much the word raises the reward of the text so far.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
-from lfp_lens.parts.activations import Encoded, batches, hidden_states, tokens_of_span, unembed
+from lfp_lens.core.errors import LensError
+from lfp_lens.core.fingerprint import fingerprint
+from lfp_lens.core.registry import Registry
 
-SIGNALS = ("implicit_reward", "activation_delta")
-CHUNK_VALUES = 2**23
-"""Logits held at once per model."""
+DELTA, REWARD_HEAD = "activation_delta", "reward_head"
 
 
-def implicit_reward(
-    base: Any, others: Sequence[Any], encoded: Sequence[Encoded], spans: Sequence[Sequence[tuple[int, int]]]
-) -> tuple[Float[np.ndarray, "others words"], Float[np.ndarray, " words"]]:
-    """Measure words in their contexts, one forward pass per model.
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What a signal is computed from: the two models' predictions at N places, in nats."""
 
-    Args:
-        base: the base model (Hugging Face).
-        others: models to compare with it, such as the tuned model and its noise twin.
-        encoded: the texts.
-        spans: for each text, the character spans of the words to measure; values come back in this order, flattened.
+    base_NV: torch.Tensor
+    """log p of every token of the vocabulary under the base model."""
+    other_NV: torch.Tensor
+    """The same under the model it is compared with."""
+    ids_N: torch.Tensor
+    """The token that stands at each place (`before`: the token that comes next)."""
+    is_first_N: torch.Tensor
+    """True where it is the first token of its word."""
+    worth_V: torch.Tensor | None
+    """The lexicon value that each token promises (`parts.valence.token_values`), where the signal asked for it."""
 
-    Returns:
-        The context-centred difference for each other model, and the base model's log p, both in nats and NaN where a
-        word does not align with whole tokens.
+
+@dataclass(frozen=True)
+class Signal:
+    """How a word's value is read from two models. Values are summed over the places of one word."""
+
+    measure: Callable[[Seen], torch.Tensor]
+    """Gives one value per place, `[N]`."""
+    place: Literal["before", "after"] = "before"
+    """`before`: the positions that predict each of the word's tokens; `after`: that of its last token alone."""
+    needs_lexicon: bool = False
+    """Whether `Seen.worth_V` is wanted."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of what is measured."""
+        return fingerprint([self.measure, self.place])
+
+
+SIGNALS: Registry[Signal] = Registry("signal")
+
+
+def make_signal(signal: Any) -> tuple[str, Signal]:
+    """Give a signal and its name: a registered name, a `Signal`, or a function of `Seen` that is read before the word.
+
+    Raises `LensError` for anything else.
+
+    >>> make_signal("implicit_reward")[1].place
+    'before'
     """
-    starts = np.cumsum([0, *(len(row) for row in spans)])
-    values = np.zeros((len(others), starts[-1]))
-    base_log_p = np.zeros(starts[-1])
-    seen = np.zeros(starts[-1], dtype=bool)
-    with torch.no_grad():
-        for batch in batches(encoded, device=base.device):
-            at, row, word, is_first = [], [], [], []
-            for line, text in enumerate(batch.rows):
-                for offset, span in enumerate(spans[text]):
-                    tokens = tokens_of_span(encoded[text], span)
-                    if not tokens or tokens[0] == 0:
-                        continue
-                    at += tokens
-                    row += [line] * len(tokens)
-                    word += [starts[text] + offset] * len(tokens)
-                    is_first += [True] + [False] * (len(tokens) - 1)
-            if not at:
-                continue
-            seen[word] = True
-            rows, places = torch.tensor(row), torch.tensor(at)
-            targets = batch.ids_BS[rows, places]
-            hidden = [hidden_states(model, batch)[rows, places - 1] for model in (base, *others)]
-            log_p, centred = _compare(base, others, hidden, targets, torch.tensor(is_first))
-            np.add.at(base_log_p, word, log_p)
-            for which, part in enumerate(centred):
-                np.add.at(values[which], word, part)
-    values[:, ~seen] = np.nan
-    base_log_p[~seen] = np.nan
-    return values, base_log_p
+    if isinstance(signal, str):
+        return signal, SIGNALS[signal]
+    if isinstance(signal, Signal):
+        return getattr(signal.measure, "__name__", "signal"), signal
+    if not callable(signal):
+        raise LensError(f"A signal is a name ({', '.join(SIGNALS)}), a Signal or a function; {signal!r} given.")
+    return getattr(signal, "__name__", "signal"), Signal(signal)
 
 
-def _compare(
-    base: Any,
-    others: Sequence[Any],
-    hidden: list[torch.Tensor],
-    targets: torch.Tensor,
-    is_first: torch.Tensor,
-) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Give the base log p of each target token, and each other model's difference, centred at first tokens."""
-    step = max(16, CHUNK_VALUES // base.config.vocab_size)
-    log_p: list[torch.Tensor] = []
-    centred: list[list[torch.Tensor]] = [[] for _ in others]
-    for start in range(0, len(targets), step):
-        part = slice(start, start + step)
-        wanted = targets[part, None]
-        base_NV = torch.log_softmax(unembed(base, hidden[0][part]).float(), dim=-1)
-        weights_NV = base_NV.exp()
-        log_p.append(base_NV.gather(-1, wanted)[:, 0].cpu())
-        for which, model in enumerate(others):
-            change_NV = torch.log_softmax(unembed(model, hidden[which + 1][part]).float(), dim=-1) - base_NV
-            context_N = (weights_NV * change_NV).sum(-1) * is_first[part].to(change_NV.device)
-            centred[which].append((change_NV.gather(-1, wanted)[:, 0] - context_N).cpu())
-    return torch.cat(log_p).double().numpy(), [torch.cat(parts).double().numpy() for parts in centred]
+def implicit_reward(seen: Seen) -> torch.Tensor:
+    """Give the context-centred difference of log-probabilities; only a word's first token is centred."""
+    change_NV = seen.other_NV - seen.base_NV
+    of_context_N = (seen.base_NV.exp() * change_NV).sum(-1) * seen.is_first_N
+    return change_NV.gather(-1, seen.ids_N[:, None])[:, 0] - of_context_N
+
+
+def valence_shift(seen: Seen) -> torch.Tensor:
+    """Give the change of the expected lexicon value of the next word."""
+    assert seen.worth_V is not None
+    return (seen.other_NV.exp() - seen.base_NV.exp()) @ seen.worth_V
+
+
+SIGNALS.add("implicit_reward")(Signal(implicit_reward))
+SIGNALS.add("valence_shift")(Signal(valence_shift, place="after", needs_lexicon=True))
 
 
 def activation_delta(

@@ -39,6 +39,15 @@ def blocks(model: Any) -> nn.ModuleList:
     )
 
 
+def final_norm(model: Any) -> nn.Module:
+    """Give the norm between the last block and the unembedding, whatever the architecture calls it."""
+    inside = trunk(model)
+    for name in ("final_layer_norm", "norm", "ln_f"):
+        if hasattr(inside, name):
+            return getattr(inside, name)
+    raise LensError(f"{type(model).__name__} has no final norm named `final_layer_norm`, `norm` or `ln_f`.")
+
+
 def all_sites(model: Any, hook: str = "hook_mlp_out") -> tuple[str, ...]:
     """Name this hook of every layer, in layer order."""
     return tuple(f"blocks.{layer}.{hook}" for layer in range(len(blocks(model))))

@@ -6,7 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lfp_lens.parts.word_classes import WordClasses, context_key, is_function_word, learn_classes
+from lfp_lens.parts.tagger import TaggedClasses, Tagger, classes_of
+from lfp_lens.parts.word_classes import WordClasses, context_key, is_function_word
 from lfp_lens.parts.words import Tokens, is_word, stem
 
 NEUTRAL_BOUND = 0.5
@@ -54,7 +55,7 @@ class Substitutes:
     """The stated values."""
     min_value: float
     """The least |value| of a positive or negative word."""
-    classes: WordClasses
+    classes: WordClasses | TaggedClasses
     """Parts of speech."""
     pools: Mapping[tuple[str, str, str], Sequence[str]]
     """(part of speech, inflection, polarity) -> words, alphabetical."""
@@ -107,10 +108,14 @@ class Substitutes:
 
 
 def learn_substitutes(
-    texts: Sequence[str], tokens: Sequence[Tokens], lexicon: Mapping[str, float], min_value: float
+    texts: Sequence[str],
+    tokens: Sequence[Tokens],
+    lexicon: Mapping[str, float],
+    min_value: float,
+    tagger: Tagger | None = None,
 ) -> Substitutes:
     """Sort the words of the texts into pools; names, function words and rare words are left out."""
-    classes = learn_classes(tokens)
+    classes = classes_of(texts, tokens, tagger)
     lower: Counter[str] = Counter()
     lefts: dict[str, Counter[str]] = defaultdict(Counter)
     rights: dict[str, Counter[str]] = defaultdict(Counter)
@@ -127,12 +132,12 @@ def learn_substitutes(
     least_neutral = sum(len(one.words) for one in tokens) / TOKENS_PER_NEUTRAL
     pools: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for word in sorted(classes.profiles):
-        pole, part = polarity(lexicon.get(word, 0.0), min_value), classes.typical(word)
+        pole, kind = polarity(lexicon.get(word, 0.0), min_value), classes.kind(word)
         is_plain = len(word) > 2 and word.isalpha() and not is_function_word(word)
         is_common = classes.counts[word] >= MIN_COUNT and lower[word] >= MIN_LOWER_SHARE * classes.counts[word]
         is_loaded = stem(word) in valenced or EVALUATIVE.fullmatch(word) or classes.counts[word] < least_neutral
-        if pole and part and is_plain and is_common and not (pole == "neutral" and is_loaded):
-            pools[part, classes.inflection(word, part), pole].append(word)
+        if pole and kind and is_plain and is_common and not (pole == "neutral" and is_loaded):
+            pools[*kind, pole].append(word)
     return Substitutes(lexicon, min_value, classes, dict(pools), lefts, rights, frozenset(bigrams))
 
 

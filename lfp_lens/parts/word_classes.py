@@ -23,6 +23,8 @@ MIN_VOTES = 3
 SURE, CUED = 0.75, 0.35
 PREDICATE_SHARE = 0.15
 BOUNDARY = "<edge>"
+Kind = tuple[str, str]
+"""Part of speech and inflection."""
 
 
 def _set(words: str) -> frozenset[str]:
@@ -100,6 +102,17 @@ class WordClasses:
     """Word -> how often "is _" or "very _" says it of something, as the first noun of a compound never is."""
     counts: Mapping[str, int]
     """Word -> occurrences."""
+
+    def kind(self, word: str) -> Kind | None:
+        """Give the part of speech and inflection that a word has nearly always, None if it has no such one."""
+        part = self.typical(word)
+        return None if part is None else (part, self.inflection(word, part))
+
+    def kind_at(self, text: int, tokens: Tokens, place: int) -> Kind | None:
+        """Give those of one occurrence, None if they are not usual for the word."""
+        word = tokens.words[place]
+        part = self.part_of_speech(word, cue(tokens.words, place))
+        return None if part is None else (part, self.inflection(word, part))
 
     def part_of_speech(self, word: str, cue: str | None) -> str | None:
         """Give the part of speech of an occurrence with this cue, None if it is not usual for the word.

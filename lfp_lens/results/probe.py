@@ -1,35 +1,37 @@
 """What `probe` gives: the learned value of every word, how it agrees with stated feedback, and every control."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy import stats
 
-from lfp_lens.core.errors import GateError
+from lfp_lens.core.errors import GateError, LensError, unknown
 from lfp_lens.core.records import record
-from lfp_lens.core.stats import Estimate, RankAgreement, balanced_sign_accuracy, discoveries, rank_agreement
-from lfp_lens.view import page, plots
+from lfp_lens.core.stats import (
+    Estimate,
+    PolarityNull,
+    RankAgreement,
+    balanced_sign_accuracy,
+    discoveries,
+    rank_agreement,
+)
+from lfp_lens.core.store import Store
+from lfp_lens.results import dashboard
+from lfp_lens.results.grid import GridCell, grid_frame
+from lfp_lens.results.paper_tables import paper_table
+from lfp_lens.results.sweep import Sweep
+from lfp_lens.results.tunings import Tunings
+from lfp_lens.results.word_errors import AgainstPermuted, error_frame, frequency_error, mean_error
+from lfp_lens.results.wrong import KINDS, p_of_strength, p_of_wrong_sign
+from lfp_lens.view import page, plots, word_plots
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
-
-
-@record
-class GridCell:
-    """One probe: what it read, on which side, and how its held-out predictions agree with the stated values."""
-
-    side: str
-    """`tuned` or `base`."""
-    input: str
-    """`sae` features, `raw` activations, `random_sae` features, `random` vectors per word, or `embedding`."""
-    target: str
-    """What it was fitted to: the signal, or `control_task` (a random value per word, the same marginal)."""
-    agreement: RankAgreement
-    """tau-b of held-out predictions with the stated lexicon, over words."""
-    sign: Estimate
-    """Balanced sign accuracy of the same."""
 
 
 @record
@@ -52,6 +54,12 @@ class Learned:
     """Lower end of the 95 % interval over contexts (this checkpoint)."""
     measured_high: Float[np.ndarray, " words"]
     """Upper end of the 95 % interval over contexts (this checkpoint)."""
+    recipe: Float[np.ndarray, " words"]
+    """The mean of `measured` over tunings by the same recipe; NaN for a single checkpoint, which says nothing about it."""
+    recipe_low: Float[np.ndarray, " words"]
+    """Lower end of its 95 % interval over tunings (variances moderated over words)."""
+    recipe_high: Float[np.ndarray, " words"]
+    """Upper end of its 95 % interval over tunings."""
     raw: Float[np.ndarray, " words"]
     """The signal before centring, in its own unit (nats for `implicit_reward`)."""
     contexts: Int[np.ndarray, " words"]
@@ -60,10 +68,22 @@ class Learned:
     """Tokens the word is split into."""
     log_frequency: Float[np.ndarray, " words"]
     """Natural log of the word's occurrences in the measured texts plus one."""
+    exposure: Float[np.ndarray, " words"]
+    """How often the base is expected to begin the word: its probabilities of the first token, summed over contexts."""
     predicted: Float[np.ndarray, " words"]
     """Held-out probe prediction on SAE features of the tuned model, in the signal's centred unit; NaN without a probe."""
+    predicted_low: Float[np.ndarray, " words"]
+    """Lower end of its 95 % interval over the word's rows."""
+    predicted_high: Float[np.ndarray, " words"]
+    """Upper end of its 95 % interval over the word's rows."""
+    rescaled: Float[np.ndarray, " words"]
+    """The prediction on the lexicon's scale: its 10th and 90th percentile in the training rows go to the lexicon's extremes."""
     p_wrong: Float[np.ndarray, " words"]
     """One-sided p that the word was learned with the sign opposite to the stated one, against the matched neutral words."""
+    z: Float[np.ndarray, " words"]
+    """What is tested: `measured`, or, with replicates, `recipe` over its standard error. NaN where no sign can be tested."""
+    neutral_z: Float[np.ndarray, " neutrals"]
+    """The same of the neutral words: the empirical null of every test."""
     neutral_words: tuple[str, ...]
     """The words outside the lexicon that define zero."""
     neutral: Float[np.ndarray, " neutrals"]
@@ -81,42 +101,106 @@ class Learned:
     twin: RankAgreement
     """The null: the same signal on the base plus random noise of the tuned change's per-tensor norms; for
     `activation_delta`, which carries the stated sign by construction, the same distances on the base itself."""
-    shuffled: Estimate
-    """Mean and spread of tau-b with stated values permuted over words (within polarity: what polarity alone gives)."""
+    by_polarity: PolarityNull
+    """tau-b with stated values permuted within sign and frequency decile: what polarity alone is worth."""
     difference: Estimate
     """tau(tuned) - tau(twin), bootstrapped over the same lemmas: the headline."""
     baselines: dict[str, RankAgreement]
     """Cheap readings of the same words: `frequency`, `base_log_probability`."""
     grid: tuple[GridCell, ...]
-    """Every probe that was fitted."""
-    between_tunings: str
-    """The interval over tunings; `unknown` for a single checkpoint."""
+    """Every reading of the models; empty without SAEs and triples."""
+    sweep: Sweep | None
+    """The implicit reward of the whole vocabulary; None for a reward model, which promotes no words."""
+    tunings: Tunings | None
+    """Replicates and tunings on a shuffled reward; None for a single checkpoint."""
     split: str
     """`lemma` or, on request only, `row`: a row split leaks words and is stamped."""
     n_triples: int
-    """Triples the probes were fitted on."""
+    """Triples the probes were fitted on; 0 without."""
 
     @property
     def is_tested(self) -> bool:
         """True if the signal's sign can be tested; `activation_delta` carries the stated sign by construction."""
         return bool(np.isfinite(self.p_wrong).all())
 
-    def wrong(self, *, fdr: float = 0.1) -> "pd.DataFrame":
-        """List the words learned with the wrong sign, most certain first, false discovery rate controlled.
+    @property
+    def between_tunings(self) -> str:
+        """What is known of other tunings by the same recipe; `unknown` for a single checkpoint."""
+        return "unknown: one checkpoint" if self.tunings is None else str(self.tunings)
 
-        Each word is tested one-sided against the matched neutral words; Benjamini-Hochberg runs over all words tested.
-        An empty list means that none is certain, not that all are right. Raises `GateError` for a signal that carries the
-        stated sign by construction.
+    def wrong(
+        self, *, fdr: float = 0.1, kind: str = "flipped", against: str | Mapping[str, float] = "stated"
+    ) -> "pd.DataFrame":
+        """List the words learned otherwise than stated, most certain first, false discovery rate controlled.
+
+        Args:
+            fdr: Benjamini-Hochberg, over all words tested.
+            kind: `flipped`, learned with the opposite sign, tested against the matched neutral words; `muted` or `inflated`,
+                more weakly or more strongly than words rated alike (`results.wrong`), without those flipped.
+            against: `stated`, or another lexicon (word -> value): its words that were measured are tested.
+
+        An empty list means that none is certain, not that all are right.
+
+        Raises:
+            GateError: for a signal that carries the stated sign by construction, fewer than 3 words shared with a lexicon, or
+                too few words of a polarity to say what strength is usual.
         """
         self._require_test()
-        found = self.to_frame()[discoveries(self.p_wrong, fdr)]
-        return found.sort_values("p_wrong", ignore_index=True)
+        if kind not in KINDS:
+            raise unknown("kind of wrong words", kind, KINDS)
+        if isinstance(against, str) and against != "stated":
+            raise unknown("stated feedback", against, ("stated",))
+        rows = np.arange(len(self.words)) if isinstance(against, str) else self._shared(against, signed=True)
+        rated = self.stated if isinstance(against, str) else np.array([against[self.words[row]] for row in rows])
+        p_flipped = p_of_wrong_sign(self.z[rows], rated, self.neutral_z)
+        p_value, flipped = p_flipped, discoveries(p_flipped, fdr)
+        found = flipped
+        if kind != "flipped":
+            p_value = p_of_strength(self.measured[rows] if self.tunings is None else self.recipe[rows], rated, kind)
+            found = discoveries(p_value, fdr) & ~flipped
+        frame = self.to_frame().iloc[rows].assign(stated=rated, p_wrong=p_value)[found]
+        return frame.sort_values("p_wrong", ignore_index=True)
 
     def unlearned(self) -> "pd.DataFrame":
         """List the words whose value lies inside the central 80 % of neutral words: no sign of feedback."""
         self._require_test()
-        low, high = np.quantile(self.neutral, (0.1, 0.9))
-        return self.to_frame()[(self.measured > low) & (self.measured < high)].reset_index(drop=True)
+        low, high = np.quantile(self.neutral_z, (0.1, 0.9))
+        return self.to_frame()[(self.z > low) & (self.z < high)].reset_index(drop=True)
+
+    def by(self, name: str, *, bins: int = 4, seed: int = 0) -> "pd.DataFrame":
+        """Give tau-b apart for words of few and of many tokens, of low and of high exposure or frequency.
+
+        Args:
+            name: `tokens` (1, 2, 3 and more), `exposure` or `log_frequency` (each in `bins` parts of equal size).
+            bins: how many parts.
+            seed: of the intervals.
+
+        Raises:
+            LensError: for another name.
+        """
+        import pandas as pd
+
+        if name not in ("tokens", "exposure", "log_frequency"):
+            raise unknown("column to divide by", name, ("tokens", "exposure", "log_frequency"))
+        values = np.asarray(getattr(self, name), float)
+        edges = [1.5, 2.5] if name == "tokens" else np.quantile(values, np.arange(1, bins) / bins)
+        part = np.searchsorted(edges, values, side="left")
+        rows = []
+        for at in np.unique(part):
+            here = part == at
+            found = self._tau(here, seed)
+            told = {"tau": np.nan, "low": np.nan, "high": np.nan, "p_value": np.nan} if found is None else {
+                "tau": found.tau, "low": found.low, "high": found.high, "p_value": found.p_value
+            }  # fmt: skip
+            rows.append({"from": values[here].min(), "to": values[here].max(), "n": int(here.sum())} | told)
+        return pd.DataFrame(rows)
+
+    def _tau(self, rows: np.ndarray, seed: int) -> RankAgreement | None:
+        """Give tau-b over some words; None where they are too few or all rated alike."""
+        lemma = np.array(self.lemma)[rows]
+        if len(np.unique(lemma)) < 3 or not np.ptp(self.stated[rows]) or not np.ptp(self.measured[rows]):
+            return None
+        return rank_agreement(self.measured[rows], self.stated[rows], lemma, seed=seed)
 
     def agreement(self, lexicon: Mapping[str, float], *, seed: int = 0) -> RankAgreement:
         """Give tau-b of `measured` with any other lexicon, over the words it shares with this result."""
@@ -137,8 +221,9 @@ class Learned:
                 "probe with signal='implicit_reward'."
             )
 
-    def _shared(self, lexicon: Mapping[str, float]) -> Int[np.ndarray, " rows"]:
-        rows = np.array([row for row, word in enumerate(self.words) if word in lexicon], dtype=int)
+    def _shared(self, lexicon: Mapping[str, float], *, signed: bool = False) -> Int[np.ndarray, " rows"]:
+        shared = [row for row, word in enumerate(self.words) if word in lexicon and (lexicon[word] or not signed)]
+        rows = np.array(shared, dtype=int)
         if len(rows) < 3:
             raise GateError(f"The lexicon shares {len(rows)} words with the {len(self.words)} measured; 3 are needed.")
         return rows
@@ -147,21 +232,14 @@ class Learned:
         """Give one row per word."""
         import pandas as pd
 
-        names = ("lemma", "stated", "measured", "measured_low", "measured_high", "raw", "predicted", "p_wrong",
-                 "contexts", "tokens", "log_frequency")  # fmt: skip
+        names = ("lemma", "stated", "measured", "measured_low", "measured_high", "recipe", "recipe_low", "recipe_high", "raw",
+                 "predicted", "predicted_low", "predicted_high", "rescaled", "p_wrong", "contexts", "tokens", "log_frequency",
+                 "exposure")  # fmt: skip
         return pd.DataFrame({"word": self.words, **{name: getattr(self, name) for name in names}})
 
     def grid_frame(self) -> "pd.DataFrame":
-        """Give one row per probe, controls included."""
-        import pandas as pd
-
-        rows = [
-            {"side": cell.side, "input": cell.input, "target": cell.target, "tau": cell.agreement.tau,
-             "low": cell.agreement.low, "high": cell.agreement.high, "p_value": cell.agreement.p_value,
-             "sign_accuracy": cell.sign.value, "n": cell.agreement.n}
-            for cell in self.grid
-        ]  # fmt: skip
-        return pd.DataFrame(rows)
+        """Give one row per reading of the models, controls included."""
+        return grid_frame(self.grid)
 
     def plot(self) -> "go.Figure":
         """Draw learned against stated value, wrongly learned words marked."""
@@ -170,6 +248,93 @@ class Learned:
             discoveries(self.p_wrong, 0.1) if self.is_tested else np.zeros(len(self.words), bool),
             self.neutral,
         )
+
+    @property
+    def twin_name(self) -> str:
+        """Say what the null of this signal is."""
+        return "base model" if self.signal == "activation_delta" else "noise twin"
+
+    def table(self, number: int, *, words: int | Sequence[str] | None = None, seed: int = 0) -> "pd.DataFrame":
+        """Give Table 2, 4, 5, 9 or 10 of the paper beside ours, with our n, interval and control in the same row.
+
+        Args:
+            number: 2 and 9 are values of single words, 4 rank agreement, 5 sign accuracy, 10 agreement within a polarity.
+            words: rows of Tables 2 and 9: None for the paper's own words, some words, or how many to draw from ours.
+            seed: of that draw and of the intervals.
+
+        Raises:
+            LensError: for another table, or more words than were measured.
+        """
+        return paper_table(self, number, words=words, seed=seed)
+
+    def frequency_error(self, counts: Mapping[str, int] | None = None, *, seed: int = 0) -> AgainstPermuted:
+        """Correlate (Spearman) how often words occur with the error of their held-out prediction: Figure 4 as a number.
+
+        `counts` are occurrences by lower-case word, such as in samples of the tuned model; None takes the measured texts.
+        Raises `LensError` without ten predicted words, or where all occur equally often.
+        """
+        return frequency_error(error_frame(self, counts), seed=seed)
+
+    def plot_frequency_error(self, counts: Mapping[str, int] | None = None, *, seed: int = 0) -> "go.Figure":
+        """Draw Figure 4 of the paper: how far each word's prediction is from its stated value, by how often it occurs."""
+        frame = error_frame(self, counts)
+        told = _or_reason(lambda: f"Spearman {frequency_error(frame, seed=seed)}")
+        where = "the measured texts" if counts is None else "the given counts"
+        return word_plots.frequency_error(frame, f"Word frequency and error<br>{told}", where)
+
+    def plot_values(self) -> "go.Figure":
+        """Draw how stated values and held-out predictions are distributed (the histogram of the paper's repository)."""
+        frame = error_frame(self)
+        return word_plots.value_histogram(frame["stated"].to_numpy(), frame["rescaled"].to_numpy())
+
+    def plot_errors(self, *, seed: int = 0) -> "go.Figure":
+        """Draw predicted minus stated value of every word, with the mean absolute error and its control."""
+        frame = error_frame(self)
+        told = _or_reason(lambda: f"mean absolute error {mean_error(frame, seed=seed)}")
+        errors = (frame["rescaled"] - frame["stated"]).to_numpy()
+        return word_plots.error_histogram(errors, f"Error of the held-out prediction<br>{told}")
+
+    def plot_neutral(self) -> "go.Figure":
+        """Draw the words that define zero, the null fitted to them (Student's t), and the lexicon's words beside them.
+
+        What is drawn is what is tested: learned values, or, with replicate tunings, their mean over its standard error.
+        """
+        values, null = (self.z, self.neutral_z) if self.is_tested else (self.measured, self.neutral)
+        curve, title = np.zeros((0, 2)), "Words that define zero"
+        if len(null):
+            degrees, centre, scale = stats.t.fit(null)
+            points = np.linspace(null.min(), null.max(), 400)
+            curve = np.column_stack([points, stats.t.pdf(points, degrees, centre, scale)])
+            title += f"<br>null: Student's t({degrees:.3g}), scale {scale:.2f}, n={len(null):,}"
+        unit = "learned value (neutral spreads)" if self.tunings is None else "mean over tunings / its standard error"
+        up, down = values[self.stated > 0], values[self.stated < 0]
+        return word_plots.neutral_values(null, curve, title, unit, positive=up, negative=down)
+
+    def dashboard(
+        self, path: str | os.PathLike[str], texts: Sequence[str] = (), *, title: str = "Learned feedback"
+    ) -> Path:
+        """Write one HTML page for an auditor: scatter, searchable word table, wrong words on top, texts coloured by word.
+
+        The page needs no network. It says what these numbers support and what they do not, and ends with a content hash of
+        this result, so that a copy can be checked against it.
+
+        Args:
+            path: of the page; it is replaced whole.
+            texts: shown with every word coloured by its held-out prediction and by its measured value.
+            title: of the page.
+
+        Returns:
+            The page.
+
+        Raises:
+            LensError: if `path` is a folder.
+        """
+        target = Path(path).expanduser().absolute()
+        if target.is_dir():
+            raise LensError(
+                f"path={str(path)!r} is a folder: name a file in it, such as {str(Path(path) / 'words.html')!r}."
+            )
+        return Store(target.parent).write_text(target.name, dashboard.render(self, texts, title))
 
     def _repr_html_(self) -> str:
         facts = {
@@ -182,3 +347,11 @@ class Learned:
         }
         card = page.card(f"Learned feedback by {self.signal}", facts)
         return card + (page.table(self.wrong(), "Learned with the wrong sign") if self.is_tested else "")
+
+
+def _or_reason(number: Callable[[], str]) -> str:
+    """Give a number for the title of a figure, or, in its place, why there is none."""
+    try:
+        return number()
+    except LensError as error:
+        return str(error)

@@ -6,6 +6,7 @@ import sys
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
+from tests.benchmarks.calibration import calibration
 from tests.benchmarks.crosscoder import crosscoder
 from tests.benchmarks.harvest import harvest
 from tests.benchmarks.ppo import ppo
@@ -14,6 +15,7 @@ from tests.benchmarks.tied_quality import tied_quality
 from tests.benchmarks.train_sae import train_sae
 
 BENCHES = {
+    "calibration": calibration,
     "crosscoder": crosscoder,
     "harvest": harvest,
     "ppo": ppo,

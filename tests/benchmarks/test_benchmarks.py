@@ -32,7 +32,9 @@ SMALL = {
 KEYS = {"bench", "what", "ours", "peer", "peer_name", "precision", "ratio", "unit"}
 
 
-@pytest.mark.parametrize("name", [name for name in BENCHES if name not in ("sae_scale", "crosscoder", "tied_quality")])
+@pytest.mark.parametrize(
+    "name", [name for name in BENCHES if name not in ("calibration", "sae_scale", "crosscoder", "tied_quality")]
+)
 def test_a_benchmark_prints_comparisons_with_every_field(name: str) -> None:
     comparisons = [one for one in BENCHES[name](TINY, **SMALL[name]) if isinstance(one, Comparison)]
     assert comparisons
@@ -119,6 +121,6 @@ def test_a_peer_that_stops_or_is_missing_is_said(tmp_path: Path) -> None:
 def test_an_unknown_benchmark_is_refused_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["harvets"]) == 2
     assert (
-        "There is no benchmark harvets. Known: crosscoder, harvest, ppo, sae_scale, tied_quality, train_sae."
+        "There is no benchmark harvets. Known: calibration, crosscoder, harvest, ppo, sae_scale, tied_quality, train_sae."
         in capsys.readouterr().err
     )

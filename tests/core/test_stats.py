@@ -3,16 +3,22 @@
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn.metrics import roc_auc_score
 
 from lfp_lens.core.errors import LensError
 from lfp_lens.core.stats import (
     Estimate,
     RankAgreement,
+    auc,
     balanced_sign_accuracy,
     bootstrap_interval,
     discoveries,
+    holm,
     mean_estimate,
+    mean_intervals,
     rank_agreement,
+    tau_as_published,
+    tau_difference,
 )
 
 # Table 9 of arXiv 2310.08164: true value, reconstructed value.
@@ -22,6 +28,11 @@ TABLE_9 = np.array([
     (1.7, 2.4), (-1.3, -2.8), (2.8, 1.3), (-1.9, -2.6), (-1.4, -2.5), (2.7, 0.9), (1.9, 1.4), (1.9, 0.9), (-2.1, -1.5),
     (3.2, 1.7), (-3.1, -1.7), (2.5, 1.9),
 ])  # fmt: skip
+TABLE_9_WORDS = [
+    "eagerly", "reluctantly", "fun", "miserable", "brilliant", "terrible", "yes", "no", "funny", "depressing",
+    "friend", "foe", "masterpiece", "disaster", "like", "dislike", "won", "lost", "interesting", "boring", "amazing",
+    "dreadful", "despise", "wonderful", "good", "better", "worse", "best", "worst", "praising",
+]  # fmt: skip
 # Table 2: true value, predicted value.
 TABLE_2 = np.array([
     (2.5, 1.4), (2.9, 2.0), (3.1, 1.0), (2.7, -0.81), (2.7, 0.64), (2.9, 1.28), (-1.7, -2.2), (-1.9, -2.2), (-1.9, -2.6),
@@ -79,6 +90,27 @@ def test_a_statistic_above_nine_tenths_is_reported_above_nine_tenths() -> None:
     assert rank_agreement(nearly, values, draws=50).tau > 0.9
 
 
+def test_the_p_value_says_which_test_it_is_of() -> None:
+    generator = np.random.default_rng(0)
+    few, many = generator.normal(size=(2, 20)), generator.normal(size=(2, 40))
+    assert rank_agreement(*few, draws=50).test == "exact"
+    assert rank_agreement(*many, draws=50).test == "asymptotic"
+    assert rank_agreement(*np.round(few), draws=50).test == "asymptotic", "ties have no exact distribution"
+    assert rank_agreement(*few, strata=np.zeros(20), draws=50).test == "permutation"
+    assert rank_agreement(*few, np.arange(20) // 2, draws=50).test == "permutation"
+
+
+def test_scipys_p_and_the_permutations_agree() -> None:
+    generator = np.random.default_rng(5)
+    learned, given = generator.normal(size=(2, 40))
+    given += 0.3 * learned
+    asymptotic = rank_agreement(learned, given, draws=50).p_value
+    permuted = rank_agreement(learned, given, strata=np.zeros(40), draws=20_000).p_value
+    # 20,000 draws of a p near 0.05 have a standard error of 0.0015.
+    assert 0.01 < asymptotic < 0.2
+    assert permuted == pytest.approx(asymptotic, abs=0.006)
+
+
 def test_a_monotone_map_of_either_side_changes_nothing() -> None:
     one, other = agreement(TABLE_9), rank_agreement(np.exp(TABLE_9[:, 1]), 3 * TABLE_9[:, 0] ** 3 - 5, draws=50)
     assert str(one) == str(other)
@@ -89,6 +121,16 @@ def test_renaming_the_words_changes_no_estimate() -> None:
     named = rank_agreement(TABLE_9[:, 1], TABLE_9[:, 0], names, draws=50)
     renamed = rank_agreement(TABLE_9[:, 1], TABLE_9[:, 0], [name.upper() for name in names], draws=50)
     assert str(named) == str(renamed) == str(agreement(TABLE_9))
+
+
+def test_the_published_statistic_depends_on_the_alphabet_and_misses_what_there_is() -> None:
+    right = agreement(TABLE_9).tau
+    published = tau_as_published(TABLE_9_WORDS, TABLE_9[:, 1], TABLE_9[:, 0])
+    assert (published, right) == pytest.approx((-0.2138, 0.5196), abs=5e-5)
+    renamed = tau_as_published([word[::-1] for word in TABLE_9_WORDS], TABLE_9[:, 1], TABLE_9[:, 0])
+    assert renamed != published
+    values = np.arange(30.0)
+    assert tau_as_published(TABLE_9_WORDS, values, values) == pytest.approx(1)
 
 
 def test_the_order_of_the_words_changes_no_estimate() -> None:
@@ -156,6 +198,107 @@ def test_the_cluster_bootstrap_draws_whole_groups() -> None:
         assert (rows == 0).sum() == (rows == 2).sum()
         counts = [(rows == 0).sum(), (rows == 1).sum(), (rows == 3).sum()]
         assert sum(counts) == 3
+
+
+def test_each_context_interval_is_students() -> None:
+    generator = np.random.default_rng(0)
+    groups = np.array([0, 0, 0, 1, 1, 1, 1, 1])
+    values = generator.normal(size=8)
+    found = mean_intervals(values, groups)
+    for group in (0, 1):
+        wanted = stats.ttest_1samp(values[groups == group], 0).confidence_interval()
+        assert (found.low[group], found.high[group]) == pytest.approx((wanted.low, wanted.high))
+    assert found.n.tolist() == [3, 5]
+
+
+def test_the_spread_of_a_single_context_is_unknown() -> None:
+    found = mean_intervals(np.array([1.0, 2.0, 7.0]), np.array([0, 0, 1]))
+    assert found.value[1] == 7 and np.isnan([found.low[1], found.high[1]]).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "groups"), [([1.0, 2.0], [0, 2]), ([1.0, float("nan")], [0, 0]), ([1.0, 2.0, 3.0], [0, 0])]
+)
+def test_means_of_nothing_are_refused(values: list[float], groups: list[int]) -> None:
+    with pytest.raises(LensError, match="finite values, one group number for each, and no group without a value"):
+        mean_intervals(np.array(values), np.array(groups))
+
+
+def test_a_difference_from_itself_is_nothing() -> None:
+    found = tau_difference(TABLE_9[:, 1], TABLE_9[:, 1], TABLE_9[:, 0])
+    assert (found.value, found.low, found.high, found.n) == (0, 0, 0, 30)
+
+
+def test_a_difference_is_that_of_the_two_taus() -> None:
+    generator = np.random.default_rng(2)
+    learned, twin, given, shuffled = generator.normal(size=(4, 60))
+    tau = lambda one, other: stats.kendalltau(one, other).statistic  # noqa: E731
+    assert tau_difference(learned, twin, given).value == pytest.approx(tau(learned, given) - tau(twin, given))
+    control = tau_difference(learned, twin, given, second_given=shuffled).value
+    assert control == pytest.approx(tau(learned, given) - tau(twin, shuffled))
+
+
+def test_measurements_that_err_alike_have_a_narrow_difference() -> None:
+    generator = np.random.default_rng(3)
+    given, noise = generator.normal(size=(2, 200))
+    first = given + noise
+    alike, apart = first + 0.1 * generator.normal(size=200), given + generator.normal(size=200)
+    widths = [found.high - found.low for found in (tau_difference(first, other, given) for other in (alike, apart))]
+    assert widths[0] < 0.5 * widths[1]
+
+
+def test_a_twin_that_learned_nothing_is_beaten_and_one_that_learned_as_much_is_not() -> None:
+    generator = np.random.default_rng(4)
+    given = generator.normal(size=150)
+    learned, same, nothing = (
+        given + generator.normal(size=150),
+        given + generator.normal(size=150),
+        generator.normal(size=150),
+    )
+    assert tau_difference(learned, nothing, given).low > 0
+    even = tau_difference(learned, same, given)
+    assert even.low < 0 < even.high
+
+
+def test_a_constant_twin_is_refused() -> None:
+    with pytest.raises(LensError, match="learned values are constant"):
+        tau_difference(np.arange(5.0), np.ones(5), np.arange(5.0))
+
+
+def test_auc_is_scikit_learns() -> None:
+    generator = np.random.default_rng(0)
+    is_positive = generator.random(80) < 0.4
+    score = np.round(generator.normal(size=80) + is_positive, 1)
+    found = auc(score, is_positive)
+    assert found.value == pytest.approx(roc_auc_score(is_positive, score))
+    assert found.low < found.value < found.high
+    assert found.n == 80
+
+
+def test_an_item_and_its_copy_count_once_in_the_interval_of_auc() -> None:
+    generator = np.random.default_rng(1)
+    is_positive = np.tile([True, False], 40)
+    score = generator.normal(size=80) + is_positive
+    twice = [np.repeat(part, 2) for part in (score, is_positive, np.arange(80))]
+    assert auc(*twice).low == pytest.approx(auc(score, is_positive).low, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("score", "is_positive", "message"),
+    [
+        ([1.0, 2.0], [True, True], "both classes; 2 of 2 are positive"),
+        ([1.0, float("nan")], [True, False], "1 scores values are not finite"),
+        ([1.0], [True, False], "aligned: 1 scores, 2 labels"),
+    ],
+)
+def test_scores_that_separate_nothing_are_refused(score: list[float], is_positive: list[bool], message: str) -> None:
+    with pytest.raises(LensError, match=message):
+        auc(np.array(score), np.array(is_positive))
+
+
+def test_words_of_a_single_lemma_are_refused() -> None:
+    with pytest.raises(LensError, match="All 4 words belong to one group"):
+        rank_agreement(np.arange(4.0), np.arange(4.0), ["love"] * 4)
 
 
 @pytest.mark.parametrize(
@@ -232,6 +375,20 @@ def test_nothing_tested_is_nothing_discovered() -> None:
     assert discoveries(np.array([]), 0.1).tolist() == []
 
 
+def test_holm_by_hand() -> None:
+    # Times 4, 3, 2, 1 in order, never falling, at most 1.
+    assert holm(np.array([0.5, 0.01, 0.04, 0.02])) == pytest.approx([0.5, 0.04, 0.08, 0.06])
+    assert holm(np.array([0.9, 0.6])) == pytest.approx([1, 1])
+    assert holm(np.array([])).tolist() == []
+
+
+def test_holm_keeps_the_chance_of_any_false_claim() -> None:
+    generator = np.random.default_rng(0)
+    any_claim = [(holm(generator.uniform(size=20)) <= 0.05).any() for _ in range(400)]
+    # At most 5 %; the standard error is 1.1 %.
+    assert np.mean(any_claim) < 0.085
+
+
 @pytest.mark.parametrize("fdr", [0.0, 1.0, -0.1, float("nan")])
 def test_an_impossible_discovery_rate_is_refused(fdr: float) -> None:
     with pytest.raises(LensError, match="fdr must lie between 0 and 1"):
@@ -242,6 +399,8 @@ def test_p_values_that_are_no_probabilities_are_refused() -> None:
     for wrong in (float("nan"), 1.5, -0.1):
         with pytest.raises(LensError, match="1 of 2 p-values"):
             discoveries(np.array([0.5, wrong]), 0.1)
+        with pytest.raises(LensError, match="1 of 2 p-values"):
+            holm(np.array([0.5, wrong]))
 
 
 def test_an_estimate_reads_as_a_sentence() -> None:

@@ -172,7 +172,7 @@ def test_a_busy_server_is_asked_again(serve: Any, tmp_path: Path) -> None:
     server = serve(lambda number, body: 429 if number < 2 else described("praise"))
     labeller = ChatLabeller("m", tmp_path)
     assert labeller.describe(evidence(["x"], [1.0], [1])) == "praise"
-    assert (len(server.requests), labeller.calls) == (3, 1)
+    assert (len(server.requests), labeller.chat.calls) == (3, 1)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_a_malformed_reply_is_asked_for_once_more(serve: Any, tmp_path: Path, ma
     serve(lambda number, body: malformed if number == 0 else described("praise"))
     labeller = ChatLabeller("m", tmp_path)
     assert labeller.describe(evidence(["x"], [1.0], [1])) == "praise"
-    assert labeller.calls == 2
+    assert labeller.chat.calls == 2
 
 
 def test_two_malformed_replies_end_with_the_name_of_the_feature(serve: Any, tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_a_reply_on_disk_is_never_paid_for_again(serve: Any, tmp_path: Path, mon
     monkeypatch.delenv("OPENAI_API_KEY")
     again = ChatLabeller("m", tmp_path)
     assert again.describe(evidence(["x"], [1.0], [1])) == said == "praise"
-    assert (first.calls, first.cached_calls, again.calls, again.cached_calls) == (1, 0, 0, 1)
+    assert (first.chat.calls, first.chat.cached_calls, again.chat.calls, again.chat.cached_calls) == (1, 0, 0, 1)
     assert len(server.requests) == 1
     assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
 
@@ -229,7 +229,7 @@ def test_the_same_question_asked_at_once_is_sent_once(serve: Any, tmp_path: Path
     labeller = ChatLabeller("m", tmp_path)
     with ThreadPoolExecutor(8) as pool:
         said = list(pool.map(labeller.describe, [evidence(["x"], [1.0], [1])] * 8))
-    assert (set(said), len(server.requests), labeller.cached_calls) == ({"praise"}, 1, 7)
+    assert (set(said), len(server.requests), labeller.chat.cached_calls) == ({"praise"}, 1, 7)
 
 
 def test_a_missing_key_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,14 @@ from pathlib import Path
 
 import numpy as np
 
-from lfp_lens.core.stats import Estimate, RankAgreement, balanced_sign_accuracy, mean_estimate, rank_agreement
+from lfp_lens.core.stats import (
+    Estimate,
+    PolarityNull,
+    RankAgreement,
+    balanced_sign_accuracy,
+    mean_estimate,
+    rank_agreement,
+)
 from lfp_lens.results import (
     Ablation,
     Divergence,
@@ -19,7 +26,7 @@ from lfp_lens.results import (
 )
 from lfp_lens.results.explain import Example
 from lfp_lens.results.finetune import Behaviour
-from lfp_lens.results.probe import GridCell
+from lfp_lens.results.grid import GridCell
 from lfp_lens.results.seeds import SeedNull
 from lfp_lens.results.train_sae import Floor, Match, SAEWeights
 
@@ -309,6 +316,7 @@ def a_learned(*, words: tuple[str, ...] = (*GOOD, *BAD), null: bool = False) -> 
     sign = np.array([-1 if word in FLIPPED else 1 for word in names])
     measured = draw.normal(size=60) if null else 2.5 * stated * sign + draw.normal(0, 0.8, 60)
     predicted, twin = measured + draw.normal(0, 1.5, 60), draw.normal(size=60)
+    neutral = np.random.default_rng(4).normal(size=200)
     overall, noise = rank_agreement(measured, stated, draws=100), rank_agreement(twin, stated, draws=100)
     rows = stated > 0
     cells = tuple(
@@ -334,28 +342,38 @@ def a_learned(*, words: tuple[str, ...] = (*GOOD, *BAD), null: bool = False) -> 
         measured=measured,
         measured_low=measured - 0.9,
         measured_high=measured + 0.9,
+        recipe=np.full(60, np.nan),
+        recipe_low=np.full(60, np.nan),
+        recipe_high=np.full(60, np.nan),
         raw=measured * 0.04,
         contexts=draw.integers(3, 9, 60),
         tokens=draw.integers(1, 4, 60),
         log_frequency=draw.uniform(1, 6, 60),
+        exposure=draw.uniform(1, 60, 60),
         predicted=predicted,
+        predicted_low=predicted - 1.5,
+        predicted_high=predicted + 1.5,
+        rescaled=np.clip(predicted / 2, -3.9, 3.4),
+        z=measured,
+        neutral_z=neutral,
         p_wrong=norm.sf(-np.sign(stated) * measured),
         neutral_words=tuple(f"neutral{row}" for row in range(200)),
-        neutral=draw.normal(size=200),
+        neutral=neutral,
         signal="implicit_reward",
         overall=overall,
         positive=rank_agreement(measured[rows], stated[rows], draws=100),
         negative=None,
         sign=balanced_sign_accuracy(measured, stated, draws=100),
         twin=noise,
-        shuffled=Estimate(0.01, -0.16, 0.18, 100),
+        by_polarity=PolarityNull(Estimate(0.01, -0.16, 0.18, 60), 0.5 if null else 0.001),
         difference=Estimate(overall.tau - noise.tau, overall.tau - noise.tau - 0.2, overall.tau - noise.tau + 0.2, 60),
         baselines={
-            "frequency": RankAgreement(0.03, 0.7, -0.15, 0.2, 60, 60),
-            "base_log_probability": RankAgreement(0.06, 0.5, -0.1, 0.22, 60, 60),
+            "frequency": RankAgreement(0.03, 0.7, -0.15, 0.2, 60, 60, "permutation"),
+            "base_log_probability": RankAgreement(0.06, 0.5, -0.1, 0.22, 60, 60, "permutation"),
         },
         grid=cells,
-        between_tunings="unknown",
+        sweep=None,
+        tunings=None,
         split="lemma",
         n_triples=1200,
     )

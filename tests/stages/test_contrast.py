@@ -1,13 +1,16 @@
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import spacy
 
 from lfp_lens.core.errors import GateError, LensError
 from lfp_lens.core.store import Store
 from lfp_lens.parts.lexicons import load_lexicon
 from lfp_lens.parts.substitutes import case_of, starts_with_vowel_sound
+from lfp_lens.parts.tagger import Tagger
 from lfp_lens.parts.word_classes import ADJECTIVE, ADVERB, NOUN, VERB, cue, learn_classes
 from lfp_lens.parts.words import stem, tokenize
 from lfp_lens.results.contrast import MEMBERS, Triples
@@ -93,6 +96,35 @@ def test_the_seed_decides_and_the_order_of_the_lexicon_does_not():
     other = contrast(texts, lexicon=LEXICON, max_triples=20, seed=4)
     assert first.to_frame().equals(same.to_frame())
     assert not first.to_frame().equals(other.to_frame())
+
+
+def test_the_words_of_a_triple_come_with_their_lemmas(triples: Triples):
+    for member in MEMBERS:
+        assert triples.lemma(member) == tuple(stem(word) for word in triples.words(member))
+    assert {triples.lemmas[word] for word in ("loved", "love")} == {"love"}
+
+
+def test_the_result_says_who_told_the_parts_of_speech(triples: Triples, monkeypatch: pytest.MonkeyPatch):
+    assert triples.tagger == "function words and suffixes (no tagger)"
+    tags = {"film": "NN", **dict.fromkeys(("great", "bad", "awful", "long"), "JJ")}
+    stand_in = Tagger("stand-in 1.0", _Tags(spacy.blank("en").vocab, tags))
+    monkeypatch.setattr("lfp_lens.stages.contrast.verb.find_tagger", lambda: stand_in)
+    found = contrast(small_world(), lexicon=LEXICON)
+    assert found.tagger == "stand-in 1.0"
+    assert set(found.part_of_speech) == {"adjective, base"} and set(found.neutral) == {"long"}
+
+
+class _Tags:
+    """A pipeline that tags by a table."""
+
+    def __init__(self, vocab: Any, tags: dict[str, str]) -> None:
+        self.vocab, self.tags = vocab, tags
+
+    def pipe(self, docs: Any) -> Any:
+        for doc in docs:
+            for token in doc:
+                token.tag_ = self.tags.get(token.text, "XX")
+            yield doc
 
 
 def test_words_take_turns_so_that_a_frequent_one_does_not_dominate():

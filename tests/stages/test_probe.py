@@ -19,8 +19,9 @@ from lfp_lens.parts.readings import random_vectors
 from lfp_lens.results import Learned, SAESet, Triples
 from lfp_lens.results.train_sae import SAEWeights
 from lfp_lens.stages.probe import probe
-from lfp_lens.stages.probe.grid import Rows, cross_predict, fit_grid, per_word
-from lfp_lens.stages.probe.values import p_of_wrong_sign, zero_of
+from lfp_lens.results.wrong import p_of_wrong_sign
+from lfp_lens.stages.probe.grid import Rows, cross_predict, per_word, read_grid, score_grid
+from lfp_lens.stages.probe.values import zero_of
 from lfp_lens.stages.probe.words import choose, matched_neutrals
 from tests.tiny import sae_record
 
@@ -208,7 +209,7 @@ def test_zero_is_the_median_neutral_word_and_one_is_its_spread(learned: Learned)
 def test_the_interval_holds_the_value_and_polarity_alone_gives_less(learned: Learned) -> None:
     assert (learned.measured_low <= learned.measured).all()
     assert (learned.measured <= learned.measured_high).all()
-    assert 0 < learned.shuffled.value < learned.overall.tau
+    assert 0 < learned.by_polarity.null.value < learned.overall.tau
 
 
 # --- nothing planted ---
@@ -233,12 +234,16 @@ def salmon(seed: int) -> tuple[Rows, np.ndarray]:
     """Sixty words, four rows each, a target that is the word's own value, and a random vector for every word."""
     words = [word for word in STATED for _ in range(4)]
     target = np.array([LEXICON[word] for word in words]) + np.random.default_rng(seed).normal(0, 0.3, len(words))
-    return Rows(words, words, target), random_vectors(words, seed=seed)
+    return Rows(words, words, np.arange(len(words)), target), random_vectors(words, seed=seed)
+
+
+def predicted(inputs: np.ndarray, rows: Rows, *, split: str = "lemma", seed: int = 0) -> Any:
+    return cross_predict(inputs, rows.target, rows, split=split, folds=5, seed=seed, lexicon=LEXICON)
 
 
 def scores(split: str, seed: int) -> tuple[float, float]:
     rows, vectors = salmon(seed)
-    found = per_word(cross_predict(vectors, rows.target, rows, split=split, folds=5, seed=seed), rows.words)
+    found = per_word(predicted(vectors, rows, split=split, seed=seed).values, rows.words)
     values, stated = np.array([found[word] for word in STATED]), np.array(list(LEXICON.values()))
     right = np.sign(values - values.mean()) == np.sign(stated)
     return float(stats.kendalltau(values, stated).statistic), (right[stated > 0].mean() + right[stated < 0].mean()) / 2
@@ -279,14 +284,7 @@ def test_a_word_family_never_stands_on_both_sides(monkeypatch: pytest.MonkeyPatc
     words = [f"w{row // 4}" for row in range(40)]
     lemma = [f"l{row // 8}" for row in range(40)]
     target = np.repeat(np.arange(5.0), 8)
-    cross_predict(
-        np.random.default_rng(0).normal(size=(40, 3)),
-        target,
-        Rows(words, lemma, target),
-        split="lemma",
-        folds=5,
-        seed=0,
-    )
+    predicted(np.random.default_rng(0).normal(size=(40, 3)), Rows(words, lemma, np.arange(40), target))
     assert len(seen) == 5
     assert all(len(trained) == 4 for trained in seen), "each fold leaves one whole family out"
 
@@ -295,7 +293,8 @@ def test_a_probe_reads_what_is_there() -> None:
     rows, _ = salmon(0)
     draw = np.random.default_rng(0)
     inputs = np.outer(rows.target, draw.normal(size=8)) + 0.1 * draw.normal(size=(240, 8))
-    cells, predicted = fit_grid(rows, {("tuned", "sae"): inputs}, LEXICON, split="lemma", folds=5, seed=0)
+    readings, probed_by_word = read_grid(rows, {("tuned", "sae"): inputs}, LEXICON, split="lemma", folds=5, seed=0)
+    cells = score_grid(readings, rows, LEXICON, {}, seed=0)
     assert [(cell.side, cell.input, cell.target) for cell in cells] == [
         ("tuned", "sae", "signal"),
         ("tuned", "sae", "control_task"),
@@ -303,12 +302,19 @@ def test_a_probe_reads_what_is_there() -> None:
     assert cells[0].agreement.tau > 0.8
     assert cells[0].sign.value > 0.95
     assert abs(cells[1].agreement.tau) < 0.3, "values dealt to words at random cannot be read from other words"
-    assert set(predicted) == set(STATED)
+    assert probed_by_word is not None
+    assert set(probed_by_word.values) == set(probed_by_word.rescaled) == set(STATED)
+    told = np.array(list(probed_by_word.rescaled.values()))
+    assert told.min() >= min(LEXICON.values())
+    assert told.max() <= max(LEXICON.values())
+    low, mean, high = (np.array([probed_by_word.values[word][at] for word in STATED]) for at in (1, 0, 2))
+    assert (low < mean).all()
+    assert (mean < high).all()
 
 
 def test_features_that_never_fire_have_no_order_and_do_not_stop_the_rest() -> None:
     found = probed(untaught(), saes(untaught(), dead=True, good=False), gate="warn")
-    cells = {(cell.side, cell.input, cell.target): cell for cell in found.grid}
+    cells = {(cell.side, cell.input, cell.target): cell for cell in found.grid if cell.place == "word"}
     assert np.isnan(cells["tuned", "sae", "signal"].agreement.tau)
     assert np.isnan(cells["tuned", "sae", "signal"].sign.value)
     assert np.isfinite(cells["tuned", "raw", "signal"].agreement.tau)
@@ -320,8 +326,14 @@ def test_the_grid_has_every_reading_and_control(learned: Learned) -> None:
     assert found == {
         ("tuned", "sae", "signal"), ("tuned", "raw", "signal"), ("tuned", "random_sae", "signal"),
         ("base", "sae", "signal"), ("base", "raw", "signal"), ("none", "embedding", "signal"),
-        ("none", "random", "signal"), ("tuned", "sae", "control_task"),
+        ("none", "random", "signal"), ("tuned", "sae", "control_task"), ("tuned", "raw", "nothing"),
+        ("tuned", "sae", "nothing"), ("tuned", "random_sae", "nothing"), ("noise", "raw", "nothing"),
+        ("noise", "sae", "nothing"), ("noise", "random_sae", "nothing"),
     }  # fmt: skip
+    before = {(cell.side, cell.input) for cell in learned.grid if (cell.place, cell.path) == ("before", "ridge")}
+    assert before == {("tuned", "sae"), ("tuned", "raw"), ("tuned", "random_sae"), ("base", "sae"), ("base", "raw")}
+    claims = [cell for cell in learned.grid if cell.minus_twin is not None]
+    assert {cell.side for cell in claims} == {"tuned"}
     assert np.isfinite(learned.predicted).all()
 
 
@@ -433,7 +445,7 @@ def test_a_word_written_with_a_capital_is_a_name_and_is_not_measured() -> None:
     named = [text.replace(STATED[0], STATED[0].capitalize()) for text in texts()]
     options = {"contexts": 8, "min_contexts": 3, "max_tokens": 64, "seed": 0}
     measured = {
-        which: {spot.word for spot in choose(given, tokenizer(), LEXICON, **options)[1]}
+        which: {spot.word for spot in choose(given, tokenizer(), LEXICON, **options).spots}
         for which, given in (("lower", texts()), ("capital", named))
     }
     assert measured["lower"] - measured["capital"] == {STATED[0]}
@@ -569,10 +581,10 @@ def test_numbers_that_are_none_and_a_constant_signal_are_refused() -> None:
     broken = vectors.copy()
     broken[3, 4] = np.nan
     with pytest.raises(LensError, match="inputs and target must be finite"):
-        cross_predict(broken, rows.target, rows, split="lemma", folds=5, seed=0)
-    flat = Rows(rows.words, rows.lemma, np.ones(len(rows.words)))
+        predicted(broken, rows)
+    flat = dataclasses.replace(rows, target=np.ones(len(rows.words)))
     with pytest.raises(LensError, match="The signal is constant over all triples"):
-        cross_predict(vectors, flat.target, flat, split="lemma", folds=5, seed=0)
+        predicted(vectors, flat)
 
 
 def test_a_probe_is_kept_in_the_store_and_found_again(learned: Learned, tmp_path: Any, monkeypatch: Any) -> None:
@@ -580,9 +592,9 @@ def test_a_probe_is_kept_in_the_store_and_found_again(learned: Learned, tmp_path
     from lfp_lens.stages.probe import verb
 
     pair, store = taught(), Store(tmp_path)
-    monkeypatch.setattr(verb, "_probe", lambda *given: learned)
+    monkeypatch.setattr(verb._Work, "learned", lambda *given: learned)
     stored = probed(pair, store=store)
-    monkeypatch.setattr(verb, "_probe", None)
+    monkeypatch.setattr(verb, "_Work", None)
     again = probed(pair, store=store)
     assert np.array_equal(again.measured, learned.measured)
     assert set(stored.wrong()["word"]) == set(again.wrong()["word"]) == set(FLIPPED)
@@ -596,13 +608,15 @@ def test_on_a_real_model_noise_teaches_nothing(real_data: Any) -> None:
     from lfp_lens.parts.lexicons import load_lexicon
     from lfp_lens.parts.pair import load_causal_lm, load_tokenizer
     from lfp_lens.parts.texts import load_texts
-    from lfp_lens.stages.probe.verb import _measure
+    from lfp_lens.parts.signals import SIGNALS
+    from lfp_lens.stages.probe.measure import measure
     from tests.tiny import perturbed
 
     base, lexicon = load_causal_lm("imdb-neox-2m"), load_lexicon("vader")
     pair = load_pair(base, perturbed(base, 0.005), tokenizer=load_tokenizer("imdb-neox-2m"))
-    given = {"contexts": 4, "min_contexts": 3, "max_tokens": 64, "seed": 0}
-    found = _measure(pair, load_texts("imdb", split="test", n=500), lexicon, given)
+    held = load_texts("imdb", split="test", n=500)
+    chosen = choose(held, pair.tokenizer, lexicon, contexts=4, min_contexts=3, max_tokens=64, seed=0)
+    found, sweep, _ = measure(pair, chosen, lexicon, SIGNALS["implicit_reward"], min_contexts=3, seed=0)
     rows = np.array([lexicon.get(word, 0.0) for word in found.words])
     assert (rows != 0).sum() > 100
     tau = stats.kendalltau(found.values[rows != 0], rows[rows != 0]).statistic
@@ -610,3 +624,6 @@ def test_on_a_real_model_noise_teaches_nothing(real_data: Any) -> None:
     assert abs(tau) < 0.2
     assert (found.tokens >= 1).all()
     assert np.isfinite(found.base_log_p).all()
+    # Every place predicts one token.
+    assert sweep.exposure.sum() == pytest.approx(float(sweep.contexts), rel=1e-4)
+    assert sweep.tokens[int(np.nanargmax(sweep.stated))].strip() in lexicon

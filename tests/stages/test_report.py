@@ -1,5 +1,6 @@
 """The page of a run: headline, sections, refusals, provenance; hostile text stays text."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ def test_every_verb_has_a_section_with_its_limits(whole: str) -> None:
 
 
 def test_every_figure_has_its_place(whole: str) -> None:
-    assert whole.count('class="figure" data-plot=') == whole.count('class="plot"') == 9
+    assert whole.count('class="figure" data-plot=') == whole.count('class="plot"') == 11
 
 
 def test_hostile_model_text_is_shown_as_text(whole: str) -> None:
@@ -35,7 +36,9 @@ def test_hostile_model_text_is_shown_as_text(whole: str) -> None:
 
 
 def test_published_numbers_are_marked_as_such(whole: str) -> None:
-    assert "PUBLISHED in the paper, Tables 3 to 5" in whole and "99.92" in whole and "0.520" in whole
+    for table in ("Table 3", "Table 4", "Table 5", "Table 9", "Table 10"):
+        assert re.search(f"{table}: [^<]*\\(PUBLISHED: as printed", whole), table
+    assert "PUBLISHED in the paper, Tables 6 and 7" in whole and "99.92" in whole and "0.520" in whole
 
 
 def test_the_headline_states_each_number_with_its_control() -> None:
@@ -168,3 +171,18 @@ def test_an_unknown_verb_is_refused_with_the_nearest(tmp_path: Path) -> None:
 def test_a_result_of_another_verb_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LensError, match="must be of type Learned; Tuning was given"):
         report({"probe": samples.a_tuning()}, path=tmp_path / "page.html")
+
+
+def test_a_signal_signed_by_the_label_makes_a_page_that_tests_no_word(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    import numpy as np
+
+    unknown = np.full(60, np.nan)
+    learned = replace(
+        samples.a_learned(), signal="activation_delta", p_wrong=unknown, z=unknown, neutral=np.zeros(0),
+        neutral_z=np.zeros(0), neutral_words=(), rescaled=unknown, grid=(),
+    )  # fmt: skip
+    text = report({"probe": learned}, path=tmp_path / "page.html").path.read_text(encoding="utf-8")
+    assert "Not tested: this signal takes its sign" in text and "signed by the label: no evidence" in text
+    assert "this signal is its own zero" in text and "base model (the null)" in text

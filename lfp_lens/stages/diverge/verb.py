@@ -8,6 +8,7 @@ from lfp_lens.core.errors import LensError
 from lfp_lens.core.fingerprint import fingerprint
 from lfp_lens.core.store import Store, keep
 from lfp_lens.parts.pair import Pair
+from lfp_lens.parts.replicates import listed
 from lfp_lens.parts.speed import fast_matmul
 from lfp_lens.results.diverge import Divergence
 from lfp_lens.results.seeds import SeedNull
@@ -52,9 +53,7 @@ def diverge(
     >>> diverge(pair, texts).top(5)  # doctest: +SKIP
     >>> diverge(("EleutherAI/pythia-6.9b", "my/tuned")).top(5)  # doctest: +SKIP
     """
-    given = (
-        (replicates,) if isinstance(replicates, (str, Path, Pair)) or hasattr(replicates, "state_dict") else replicates
-    )
+    given = listed(replicates)
     is_stored = isinstance(pair, (tuple, list))
     if is_stored and texts is not None:
         raise LensError(

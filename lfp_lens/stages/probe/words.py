@@ -19,18 +19,17 @@ MIN_WORDS, MIN_NEUTRAL = 30, 100
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
-    """Words with their contexts; arrays are aligned with `words`."""
+class Chosen:
+    """The words to measure, each in some of its own contexts."""
 
-    words: tuple[str, ...]
-    values: Float[np.ndarray, " words"]
-    low: Float[np.ndarray, " words"]
-    high: Float[np.ndarray, " words"]
-    contexts: Int[np.ndarray, " words"]
-    tokens: Int[np.ndarray, " words"]
-    log_frequency: Float[np.ndarray, " words"]
-    base_log_p: Float[np.ndarray, " words"]
-    twin: Float[np.ndarray, " words"]
+    texts: Sequence[str]
+    encoded: list[Encoded]
+    spots: list[Occurrence]
+    """By text, and then by position."""
+    spans: list[list[tuple[int, int]]]
+    """For each text, the characters of its words, in the same order."""
+    counts: Counter[str]
+    """How often every word occurs in the texts."""
 
 
 def choose(
@@ -42,8 +41,8 @@ def choose(
     min_contexts: int,
     max_tokens: int,
     seed: int,
-) -> tuple[list[Encoded], list[Occurrence], Counter[str]]:
-    """Give the encoded texts, up to `contexts` occurrences of every word that has enough, and every word's frequency.
+) -> Chosen:
+    """Give up to `contexts` occurrences of every word that has enough of them.
 
     Function words outside the lexicon are left out: their contexts are not those of content words. So are capitals: "Grace"
     is a name, not the lexicon's word. Raises `GateError` if too few lexicon words or too few others remain.
@@ -77,7 +76,11 @@ def choose(
                 f"{n} {name} occur at least {min_contexts} times in the {len(texts)} texts; {least} are needed. Give more or "
                 "longer texts."
             )
-    return encoded, kept, counts
+    kept.sort(key=lambda spot: (spot.text, spot.start))
+    spans: list[list[tuple[int, int]]] = [[] for _ in texts]
+    for spot in kept:
+        spans[spot.text].append((spot.start, spot.end))
+    return Chosen(texts, encoded, kept, spans, counts)
 
 
 def matched_neutrals(

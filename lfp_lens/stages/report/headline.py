@@ -1,16 +1,17 @@
 """The box on top: what a reader takes away, each number with its interval and control."""
 
 from collections.abc import Mapping
-from html import escape
 from typing import Any
 
 import numpy as np
 
-from lfp_lens.core.stats import Estimate, RankAgreement
 from lfp_lens.results import Ablation, Divergence, Learned, Tuning
+from lfp_lens.results.dashboard import AGREEMENT, FDR, WRONG_SIGN, headline, wrong_words
 from lfp_lens.view.page import Tile
+from lfp_lens.view.phrases import interval, signed
+from lfp_lens.view.words_page import chips
 
-FDR, SHOWN_WORDS, SHOWN_SITES = 0.1, 20, 3
+SHOWN_SITES = 3
 NOT_RUN = "not run"
 
 
@@ -20,7 +21,7 @@ def tiles(results: Mapping[str, Any], refusals: Mapping[str, str]) -> list[Tile]
     for verb, names, build in (
         ("finetune", ("Did the tuning learn?", "Reward gain"), _tuning),
         ("diverge", ("Layers that moved most",), _divergence),
-        ("probe", ("Agreement with the stated lexicon", "Words learned with the wrong sign"), _learned),
+        ("probe", (AGREEMENT, WRONG_SIGN), _learned),
         ("ablate", ("Ablating the features",), _ablation),
     ):
         if verb in refusals:
@@ -38,32 +39,8 @@ def tiles(results: Mapping[str, Any], refusals: Mapping[str, str]) -> list[Tile]
 
 def details(results: Mapping[str, Any]) -> list[str]:
     """List the first wrongly learned words below the tiles."""
-    if "probe" not in results or not results["probe"].is_tested:
-        return []
-    frame = results["probe"].wrong(fdr=FDR)
-    if frame.empty:
-        return []
-    words = "".join(
-        f'<span class="word" title="stated {stated:+.2f}, learned {learned:+.2f}">{escape(word)}</span>'
-        for word, stated, learned in frame.head(SHOWN_WORDS)[["word", "stated", "measured"]].to_numpy()
-    )
-    rest = f" (first {SHOWN_WORDS} of {len(frame)})" if len(frame) > SHOWN_WORDS else ""
-    return [f'<p class="lens-title">Learned with the wrong sign, most certain first{rest}</p><p>{words}</p>']
-
-
-def signed(estimate: Estimate) -> str:
-    """Give an estimate with its sign: `+0.52`."""
-    return f"{estimate.value:+.3f}"
-
-
-def interval(number: Estimate | RankAgreement) -> str:
-    """Give the 95 % interval and n in brackets."""
-    return f"[{number.low:.3f}, {number.high:.3f}], n={number.n:,}"
-
-
-def sign_of(estimate: Estimate) -> str:
-    """Tell in words on which side of zero the whole interval lies."""
-    return "above zero" if estimate.low > 0 else "below zero" if estimate.high < 0 else "not told from zero"
+    shown = chips(*wrong_words(results["probe"])) if "probe" in results else ""
+    return [shown] if shown else []
 
 
 def among_random(ablation: Ablation) -> str:
@@ -73,11 +50,6 @@ def among_random(ablation: Ablation) -> str:
         return "no random sets were run, so nothing can be claimed"
     beaten = f"{round(n * ablation.percentile)} of {n} random sets matched in rate and norm"
     return f"a larger drop than {beaten} (percentile {100 * ablation.percentile:.1f})"
-
-
-def twin_name(learned: Learned) -> str:
-    """Say what the null of this signal is."""
-    return "base model" if learned.signal == "activation_delta" else "noise twin"
 
 
 def planted_flips(learned: Learned, key: Mapping[str, float]) -> tuple[set[str], set[str]]:
@@ -112,19 +84,7 @@ def _divergence(divergence: Divergence) -> list[tuple[str, str, str]]:
 
 
 def _learned(learned: Learned) -> list[tuple[str, str, str]]:
-    claim = "good" if learned.difference.low > 0 else "bad"
-    agreement = (
-        f"{interval(learned.overall)} words; {twin_name(learned)} {learned.twin.tau:.3f}; "
-        f"difference {signed(learned.difference)} {interval(learned.difference)}, "
-        f"{sign_of(learned.difference)}"
-    )
-    reading = (f"tau-b {learned.overall.tau:.3f}", agreement, claim)
-    if not learned.is_tested:
-        return [reading, ("not tested", f"{learned.signal} takes its sign from the stated lexicon", "")]
-    wrong = learned.wrong(fdr=FDR)
-    tested = f"of {len(learned.words):,} words tested against {len(learned.neutral):,} neutral ones"
-    count = f"{tested}, false discovery rate {FDR:g}"
-    return [reading, (f"{len(wrong)}", count, "")]
+    return [(tile.value, tile.detail, tile.tone) for tile in headline(learned)]
 
 
 def _ablation(ablation: Ablation) -> list[tuple[str, str, str]]:

@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lfp_lens.core.stats import Estimate
-from lfp_lens.results import Ablation, Divergence, Effects, Labels, Learned, SAESet, Triples, Tuning
-from lfp_lens.stages.report import published
-from lfp_lens.stages.report.headline import FDR, among_random, sign_of, twin_name
+from lfp_lens.results import Ablation, Divergence, Effects, Labels, Learned, SAESet, Triples, Tuning, published
+from lfp_lens.results.dashboard import FDR
+from lfp_lens.stages.report.headline import among_random
 from lfp_lens.stages.report.prose import WORDS
-from lfp_lens.stages.report.tables import agreements, answer_key, detection, examples, mean_kl, seed_facts
+from lfp_lens.stages.report.tables import agreements, answer_key, detection, examples, mean_kl, paper_tables, seed_facts
 from lfp_lens.view import layers, page
 from lfp_lens.view.page import Section
+from lfp_lens.view.phrases import sign_of
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-SHOWN_TRIPLES, SHOWN_EFFECTS, SHOWN_LABELS, CONTEXT = 50, 100, 20, 70
+SHOWN_TRIPLES, SHOWN_EFFECTS, SHOWN_LABELS, SHOWN_TOKENS, CONTEXT = 50, 100, 20, 50, 70
 WORD_COLUMNS = [
     "word",
     "stated",
@@ -31,6 +32,15 @@ WORD_COLUMNS = [
 ]
 UNTESTED = "Not tested: this signal takes its sign from the stated lexicon"
 MORE_COLUMNS = ["raw", "tokens", "log_frequency", "lemma"]
+SURPRISING = (
+    "The whole vocabulary: tokens without a stated value, by change beside its error (nats; twin: base moved by noise)"
+)
+ZERO_CAPTION = (
+    "Words outside the lexicon define zero; outlines: the lexicon's words. The outermost bins hold the tails."
+)
+FREQUENCY_CAPTION = (
+    "The paper's Figure 4, held-out predictions: does a word that occurs more often get a smaller error?"
+)
 
 
 def finetune(tuning: Tuning, results: Mapping[str, Any]) -> Section:
@@ -102,7 +112,7 @@ def probe(learned: Learned, results: Mapping[str, Any]) -> Section:
     """Show the learned value of every word, its agreement with the stated lexicon and every control."""
     facts = {
         "agreement with the stated lexicon": str(learned.overall),
-        f"{twin_name(learned)} (the null)": str(learned.twin),
+        f"{learned.twin_name} (the null)": str(learned.twin),
         "difference, the headline": f"{learned.difference}; {sign_of(learned.difference)}",
         "balanced sign accuracy": f"{learned.sign} (chance 0.5)",
         "interval over tunings": learned.between_tunings,
@@ -119,10 +129,12 @@ def probe(learned: Learned, results: Mapping[str, Any]) -> Section:
         *answer_key(learned, results),
         page.table(words, f"All {len(words):,} words (click a header to sort)"),
         page.table(learned.grid_frame(), grid_title),
-        page.table(published.probe_table(learned), published.PROBE_TITLE),
-        f'<p class="fine">{published.PROBE_NOTE}</p>',
+        *(() if learned.sweep is None else (page.table(learned.sweep.surprising(SHOWN_TOKENS), SURPRISING),)),
+        *paper_tables(learned),
     ]
-    return _section("probe", facts, learned.plot(), fragments, signal=learned.signal)
+    made = _section("probe", facts, learned.plot(), fragments, signal=learned.signal)
+    more = [(learned.plot_neutral(), ZERO_CAPTION), (learned.plot_frequency_error(), FREQUENCY_CAPTION)]
+    return replace(made, figures=[*made.figures, *more])
 
 
 def _unlearned(learned: Learned) -> str:

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from textwrap import fill
 from typing import Any
 
-from lfp_lens.stages.report.headline import FDR, SHOWN_WORDS, tiles
+from lfp_lens.results.dashboard import FDR, SHOWN_WORDS
+from lfp_lens.stages.report.headline import tiles
 
 WIDTH = 110
 

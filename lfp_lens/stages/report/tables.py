@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lfp_lens.core.stats import Estimate, RankAgreement
-from lfp_lens.results import Divergence, Labels, Learned
-from lfp_lens.stages.report.headline import planted_flips, twin_name
+from lfp_lens.results import Divergence, Labels, Learned, published
+from lfp_lens.stages.report.headline import planted_flips
 from lfp_lens.view import page
 from lfp_lens.view.tokens import token_html
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SHOWN_EXAMPLES = 3
+PUBLISHED = "PUBLISHED: as printed in the paper, of its models and tasks"
 
 
 def mean_kl(divergence: Divergence) -> str:
@@ -42,9 +43,9 @@ def agreements(learned: Learned) -> "pd.DataFrame":
         f"{learned.signal}, all words": learned.overall,
         "within positive words": learned.positive,
         "within negative words": learned.negative,
-        f"control: {twin_name(learned)}": learned.twin,
-        f"tuned minus {twin_name(learned)}": learned.difference,
-        "control: stated values shuffled within polarity": learned.shuffled,
+        f"control: {learned.twin_name}": learned.twin,
+        f"tuned minus {learned.twin_name}": learned.difference,
+        "control: stated values permuted within polarity and frequency": learned.by_polarity.null,
         **{f"baseline: {name.replace('_', ' ')}": agreement for name, agreement in learned.baselines.items()},
     }
     rows = []
@@ -56,6 +57,22 @@ def agreements(learned: Learned) -> "pd.DataFrame":
         low, high, p = (getattr(reading, field, np.nan) for field in ("low", "high", "p_value"))
         rows.append((name, value, low, high, p, getattr(reading, "n", 0)))
     return pd.DataFrame(rows, columns=["reading", "tau_b", "low", "high", "p_value", "n"])
+
+
+def paper_tables(learned: Learned) -> list[str]:
+    """Give the tables of the paper beside ours, what it printed marked as such."""
+    titles = {
+        4: "Table 4: rank agreement with the stated lexicon",
+        10: "Table 10: rank agreement within a polarity",
+        5: "Table 5: words on their stated side, in percent",
+        9: f"Table 9: values of single words, published by a probe on {published.WORDS_MODEL}",
+    }
+    tables = [
+        page.table(learned.table(number).dropna(axis="columns", how="all"), f"{title} ({PUBLISHED})")
+        for number, title in titles.items()
+    ]
+    preference = page.table(published.table_3(), f"Table 3: accuracy of the preference probe in percent ({PUBLISHED})")
+    return [*tables, f'<p class="fine">{published.NOTE}</p>', preference]
 
 
 def answer_key(learned: Learned, results: Mapping[str, Any]) -> list[str]:

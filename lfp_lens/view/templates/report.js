@@ -23,6 +23,10 @@ function draw(script) {
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
   };
   Plotly.newPlot(script.dataset.plot, figure.data, look(figure.layout), options);
+  if (figure.layout.meta !== "words") return;
+  const plot = document.getElementById(script.dataset.plot);
+  plot.removeAllListeners("plotly_click");
+  plot.on("plotly_click", (event) => find(event.points[0].text));
 }
 const figures = document.querySelectorAll("script.figure");
 figures.forEach(draw);
@@ -54,6 +58,43 @@ document.querySelectorAll(".lens table").forEach((table) => {
     head.addEventListener("keydown", (event) => { if (event.key === "Enter") sort(head, column); });
   });
 });
+
+// Long tables: a box that hides the rows without what is typed into it.
+const LONG = 20;
+function searchable(box) {
+  const rows = [...box.querySelectorAll("tbody tr")];
+  if (rows.length < LONG) return;
+  const bar = document.createElement("div");
+  const input = document.createElement("input");
+  const count = document.createElement("span");
+  bar.className = "search";
+  input.type = "search";
+  input.placeholder = "Search";
+  input.setAttribute("aria-label", "Search this table");
+  count.setAttribute("role", "status");
+  bar.append(input, count);
+  box.before(bar);
+  const words = rows.map((row) => row.textContent.toLowerCase());
+  input.addEventListener("input", () => {
+    const wanted = input.value.trim().toLowerCase();
+    let shown = 0;
+    rows.forEach((row, at) => {
+      row.hidden = !words[at].includes(wanted);
+      shown += !row.hidden;
+    });
+    count.textContent = wanted ? `${shown} of ${rows.length} rows` : "";
+  });
+}
+document.querySelectorAll(".lens-scroll").forEach(searchable);
+
+// A click on a word of the scatter looks it up. Plotly's labels are escaped; a parser that runs nothing reads them back.
+function find(label) {
+  const input = document.querySelector("#words .search input");
+  if (!input) return;
+  input.value = new DOMParser().parseFromString(label, "text/html").body.textContent;
+  input.dispatchEvent(new Event("input"));
+  input.scrollIntoView({ block: "center" });
+}
 
 // Contents: mark the section being read.
 const links = new Map([...document.querySelectorAll("nav a")].map((link) => [link.hash.slice(1), link]));
