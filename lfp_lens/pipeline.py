@@ -213,14 +213,25 @@ class _Work:
     def contrast(self) -> Any:
         from lfp_lens.stages.contrast import contrast
 
-        return contrast(self.texts("test"), **self.section("contrast"), **self.top("lexicon", "seed"), store=self.store)
+        options = self.section("contrast") | self.top("lexicon", "seed")
+        if self.config.contrast.rewriter is None:
+            return contrast(self.texts("test"), **options, store=self.store)
+        from lfp_lens.parts.preferences import load_preferences
+
+        # Rewrites belong to a task: neither a lexicon nor a word's value is asked for.
+        options = {name: value for name, value in options.items() if name not in ("lexicon", "min_value")}
+        source = self.config.finetune.preferences
+        assert source is not None, "the config is checked"
+        return contrast(load_preferences(source), **options, store=self.store)
 
     def probe(self) -> Any:
-        from lfp_lens.stages.probe import probe
+        from lfp_lens.stages.probe import PREFERENCE_ARGUMENTS, probe
 
         options = self.section("probe") | self.top("lexicon", "gate", "seed")
-        given = (self.pair(), self.done.results["train_sae"], self.done.results["contrast"], self.texts("test"))
-        return probe(*given, **options, store=self.store)
+        given = (self.pair(), self.done.results["train_sae"], self.done.results["contrast"])
+        if self.config.contrast.rewriter is None:
+            return probe(*given, self.texts("test"), **options, store=self.store)
+        return probe(*given, **{name: options[name] for name in PREFERENCE_ARGUMENTS}, store=self.store)
 
     def attribute(self) -> Any:
         from lfp_lens.stages.attribute import attribute

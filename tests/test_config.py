@@ -56,7 +56,7 @@ def test_a_sections_values_and_defaults_are_the_verbs_own(verb: str) -> None:
     ("key", "home", "registry"),
     [
         ("train_sae.architecture", "lfp_lens.parts.saes", "ARCHITECTURES"),
-        ("probe.signal", "lfp_lens.parts.signals", "SIGNALS"),
+        ("probe.signal", "lfp_lens.parts.signals", "BUILT_IN"),
         ("finetune.method", "lfp_lens.stages.finetune.methods", "METHODS"),
     ],
 )

@@ -85,7 +85,7 @@ class RunConfig(Strict):
 
     @model_validator(mode="after")
     def _agrees(self) -> "RunConfig":
-        for contradiction in (_in_tuning(self), _in_dictionaries(self), _in_lexicon(self)):
+        for contradiction in (_in_tuning(self), _in_dictionaries(self), _in_rewriting(self), _in_lexicon(self)):
             if contradiction:
                 raise LensError(contradiction)
         if isinstance(self.sites, tuple):
@@ -132,6 +132,18 @@ def _in_dictionaries(config: RunConfig) -> str:
             return f"{verb}.side = {toml_value(section.side)} contradicts train_sae.sides = {toml_value(sides)}."
         if section.size is not None and section.size not in sizes:
             return f"{verb}.size = {section.size} contradicts train_sae.sizes = {toml_value(sizes)}."
+    return ""
+
+
+def _in_rewriting(config: RunConfig) -> str:
+    if config.contrast.rewriter is None:
+        return ""
+    given = f"contrast.rewriter = {toml_value(config.contrast.rewriter)}"
+    if config.finetune.preferences is None:
+        return f"{given} rewrites preference pairs, and there are none. Give finetune.preferences, or remove contrast.rewriter."
+    lacking = {"base", "tuned"} - set(config.train_sae.sides)
+    if lacking:
+        return f"{given} compares tuned with base features: add {', '.join(sorted(lacking))} to train_sae.sides."
     return ""
 
 

@@ -118,7 +118,7 @@ class ProbeConfig(Strict):
     """`[probe]`: the learned value of every word."""
 
     section = "probe"
-    signal: Literal["implicit_reward", "activation_delta"] = "implicit_reward"
+    signal: Literal["implicit_reward", "valence_shift", "activation_delta"] = "implicit_reward"
     """The per-token number that stands for learned feedback."""
     split: Literal["lemma", "row"] = "lemma"
     """How words are kept apart: `row` leaks them and stamps the result."""
@@ -132,6 +132,10 @@ class ProbeConfig(Strict):
     """Most words outside the lexicon that define zero."""
     max_tokens: Count = 128
     """Tokens read of each text."""
+    replicates: Annotated[tuple[Text, ...], Field(title="a list of tuned checkpoints")] = ()
+    """Other tunings that differ by their seed only: they give the interval over tunings."""
+    shuffled: Annotated[tuple[Text, ...], Field(title="a list of tuned checkpoints")] = ()
+    """Tunings by the same recipe on a reward that says nothing: the null over tunings."""
     cache: TextOrNone = None
     """A folder for the activations of the triples; not given: they are not written."""
 

@@ -93,6 +93,8 @@ def valence_shift(seen: Seen) -> torch.Tensor:
 
 SIGNALS.add("implicit_reward")(Signal(implicit_reward))
 SIGNALS.add("valence_shift")(Signal(valence_shift, place="after", needs_lexicon=True))
+BUILT_IN = (*SIGNALS, DELTA)
+"""What a pair can be asked for by name without a plug-in."""
 
 
 def activation_delta(

@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from lfp_lens.core.errors import LensError
 from lfp_lens.parts.activation_cache import ActivationCache, Place
-from lfp_lens.parts.activations import Encoded, batches, encode, text_log_probs
+from lfp_lens.parts.activations import Encoded, batches, encode, hidden_states, next_token_log_probs
 from lfp_lens.parts.sites import activations_at
 
 CHUNK_VALUES = 2**24
@@ -150,9 +150,18 @@ def continuation_log_p(model: Any, texts: Sequence[Continuation]) -> Float[np.nd
 
     A text's first token, without a beginning-of-text token before it, has no log p and is left out; NaN where no other is.
     """
-    log_p = text_log_probs(model, [text.encoded for text in texts], device=model.device)
-    parts = [found[max(text.tokens.start - 1, 0) :] for found, text in zip(log_p, texts)]
-    return np.array([float(part.double().mean()) if len(part) else np.nan for part in parts])
+    found = np.full(len(texts), np.nan)
+    with torch.no_grad():
+        for batch in batches([text.encoded for text in texts], device=model.device):
+            places = [range(max(texts[row].tokens.start, 1), texts[row].tokens.stop) for row in batch.rows]
+            lines = [line for line, own in enumerate(places) for _ in own]
+            at = torch.tensor([position for own in places for position in own], dtype=torch.long)
+            hidden_ND = hidden_states(model, batch)[lines, at - 1]
+            # Logits cost as much as the model itself, so the prompt has none computed.
+            log_p_N = next_token_log_probs(model, hidden_ND, batch.ids_BS[lines, at]).double().cpu()
+            for row, part in zip(batch.rows, torch.split(log_p_N, [len(own) for own in places])):
+                found[row] = float(part.mean()) if len(part) else np.nan
+    return found
 
 
 def continuation_embeddings(model: Any, texts: Sequence[Continuation]) -> Float[np.ndarray, "texts width"]:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import stats
 
 from lfp_lens.core.errors import GateError, LensError, unknown
 from lfp_lens.core.records import record
@@ -295,17 +294,19 @@ class Learned:
         return word_plots.error_histogram(errors, f"Error of the held-out prediction<br>{told}")
 
     def plot_neutral(self) -> "go.Figure":
-        """Draw the words that define zero, the null fitted to them (Student's t), and the lexicon's words beside them.
+        """Draw the words that define zero, the null that is fitted to them, and the lexicon's words beside them.
 
         What is drawn is what is tested: learned values, or, with replicate tunings, their mean over its standard error.
         """
         values, null = (self.z, self.neutral_z) if self.is_tested else (self.measured, self.neutral)
         curve, title = np.zeros((0, 2)), "Words that define zero"
         if len(null):
-            degrees, centre, scale = stats.t.fit(null)
             points = np.linspace(null.min(), null.max(), 400)
-            curve = np.column_stack([points, stats.t.pdf(points, degrees, centre, scale)])
-            title += f"<br>null: Student's t({degrees:.3g}), scale {scale:.2f}, n={len(null):,}"
+            # For a word stated as positive the p of a wrong sign is the null's chance of a value at most as large.
+            below = p_of_wrong_sign(points, np.ones(len(points)), null)
+            curve = np.column_stack([points, np.gradient(below, points)])
+            low, high = np.interp((0.025, 0.975), below, points)
+            title += f"<br>null fitted to n={len(null):,} words: 95 % from {low:.2f} to {high:.2f}"
         unit = "learned value (neutral spreads)" if self.tunings is None else "mean over tunings / its standard error"
         up, down = values[self.stated > 0], values[self.stated < 0]
         return word_plots.neutral_values(null, curve, title, unit, positive=up, negative=down)

@@ -9,6 +9,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 from tests.benchmarks.calibration import calibration
 from tests.benchmarks.crosscoder import crosscoder
 from tests.benchmarks.harvest import harvest
+from tests.benchmarks.learned_feedback import learned_feedback
 from tests.benchmarks.ppo import ppo
 from tests.benchmarks.sae_scale import sae_scale
 from tests.benchmarks.tied_quality import tied_quality
@@ -18,6 +19,7 @@ BENCHES = {
     "calibration": calibration,
     "crosscoder": crosscoder,
     "harvest": harvest,
+    "learned_feedback": learned_feedback,
     "ppo": ppo,
     "sae_scale": sae_scale,
     "tied_quality": tied_quality,

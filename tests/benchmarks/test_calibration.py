@@ -20,7 +20,8 @@ def test_p_values_are_uniform_where_nothing_is_there_and_the_check_would_see_it_
 
 
 def test_few_null_runs_call_any_word_wrong() -> None:
-    assert wrong_signs(20, seed=1).holds
+    # The promise is 15 % of runs, 6 of 40; sigma is 2.
+    assert wrong_signs(40, seed=1).found <= 9
 
 
 def test_the_interval_of_a_words_value_covers_as_it_says() -> None:

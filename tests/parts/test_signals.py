@@ -1,4 +1,4 @@
-"""The two signals, against slow computations that do one word at a time."""
+"""Signals, against slow computations that do one word at a time."""
 
 import copy
 
@@ -6,13 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from lfp_lens.parts import signals
+from lfp_lens.core.errors import LensError
+from lfp_lens.parts import word_passes
 from lfp_lens.parts.activations import Encoded, encode, tokens_of_span
-from lfp_lens.parts.signals import activation_delta, implicit_reward
+from lfp_lens.parts.signals import SIGNALS, Seen, Signal, activation_delta, make_signal
+from lfp_lens.parts.word_passes import read_words
 from lfp_lens.parts.words import find_words
 from tests.tiny import ARCHITECTURES, perturbed, tiny_pair, tiny_texts, tiny_tokenizer
 
 TEXTS = [*tiny_texts(6), "a marvellous film, sadly unwatchable.", "great", "we saw"]
+
+
+def implicit_reward(base, others, encoded, spans):  # type: ignore[no-untyped-def]
+    found = read_words(base, others, encoded, spans, {"reward": SIGNALS["implicit_reward"]})
+    return found.values["reward"], found.base_log_p
 
 
 def spans_of(texts: list[str]) -> list[list[tuple[int, int]]]:
@@ -116,8 +123,45 @@ def test_the_order_and_company_of_texts_change_no_value(monkeypatch: pytest.Monk
         implicit_reward(pair.base_hf, [pair.tuned_hf], [text], [some])[0] for text, some in zip(encoded, spans)
     ]
     np.testing.assert_allclose(together, np.concatenate(one_by_one, axis=1), atol=2e-5)
-    monkeypatch.setattr(signals, "CHUNK_VALUES", 1)
+    monkeypatch.setattr(word_passes, "CHUNK_VALUES", 1)
     np.testing.assert_allclose(implicit_reward(pair.base_hf, [pair.tuned_hf], encoded, spans)[0], together, atol=1e-5)
+
+
+def test_valence_shift_is_the_change_of_the_expected_value_after_the_word() -> None:
+    pair = tiny_pair()
+    encoded, spans = encode(tiny_tokenizer(), TEXTS, max_tokens=64), spans_of(TEXTS)
+    worth_V = torch.randn(pair.base_hf.config.vocab_size, generator=torch.Generator().manual_seed(1))
+    found = read_words(
+        pair.base_hf, [pair.tuned_hf], encoded, spans, {"shift": SIGNALS["valence_shift"]}, worth_V=worth_V
+    ).values["shift"][0]
+    flat = [(row, span) for row, some in enumerate(spans) for span in some]
+    assert len(found) == len(flat)
+    for value, (row, span) in zip(found, flat):
+        last = tokens_of_span(encoded[row], span)[-1]
+        with torch.no_grad():
+            ids = torch.tensor([encoded[row].ids])
+            base, tuned = (
+                torch.softmax(model(input_ids=ids).logits[0, last].double(), -1) @ worth_V.double()
+                for model in (pair.base_hf, pair.tuned_hf)
+            )
+        assert value == pytest.approx(float(tuned - base), abs=1e-5)
+
+
+def test_a_function_of_what_is_seen_is_a_signal_and_what_is_none_is_refused() -> None:
+    def log_p_tuned(seen: Seen) -> torch.Tensor:
+        return seen.other_NV.gather(-1, seen.ids_N[:, None])[:, 0]
+
+    name, made = make_signal(log_p_tuned)
+    assert (name, made.place) == ("log_p_tuned", "before")
+    pair, encoded = tiny_pair(), encode(tiny_tokenizer(), TEXTS, max_tokens=64)
+    both = {"own": made, "reward": SIGNALS["implicit_reward"]}
+    found = read_words(pair.base_hf, [pair.base_hf], encoded, spans_of(TEXTS), both)
+    np.testing.assert_allclose(found.values["own"][0], found.base_log_p, atol=1e-5)
+    assert made.fingerprint != Signal(log_p_tuned, place="after").fingerprint
+    with pytest.raises(LensError, match="A signal is a name"):
+        make_signal(3)
+    with pytest.raises(LensError, match="Did you mean 'valence_shift'"):
+        make_signal("valence_shft")
 
 
 def test_activation_delta_is_the_signed_distance_to_the_neutral_word() -> None:

@@ -77,3 +77,14 @@ def test_every_figure_draws_itself_and_says_its_number_or_why_there_is_none(n: i
     for figure in (learned.plot_values(), learned.plot_errors(), learned.plot_neutral()):
         assert figure.layout.title.text
     assert told in learned.plot_frequency_error().layout.title.text
+
+
+def test_the_neutral_figure_draws_the_density_of_the_null_that_words_are_tested_against() -> None:
+    neutral = np.random.default_rng(2).normal(0.5, 2.0, 3000)
+    figure = replace(samples.a_learned(), neutral_z=neutral).plot_neutral()
+    curve = figure.data[-1]
+    assert curve.name == "fitted null"
+    # A normal density, to the accuracy of a fit to 3,000 draws.
+    expected = np.exp(-((np.array(curve.x) - 0.5) ** 2) / 8) / np.sqrt(8 * np.pi)
+    assert np.abs(np.array(curve.y) - expected).max() < 0.02
+    assert "n=3,000 words: 95 % from -3." in figure.layout.title.text

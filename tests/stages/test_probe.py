@@ -18,8 +18,8 @@ from lfp_lens.parts.pair import Pair, load_pair
 from lfp_lens.parts.readings import random_vectors
 from lfp_lens.results import Learned, SAESet, Triples
 from lfp_lens.results.train_sae import SAEWeights
-from lfp_lens.stages.probe import probe
 from lfp_lens.results.wrong import p_of_wrong_sign
+from lfp_lens.stages.probe import probe
 from lfp_lens.stages.probe.grid import Rows, cross_predict, per_word, read_grid, score_grid
 from lfp_lens.stages.probe.values import zero_of
 from lfp_lens.stages.probe.words import choose, matched_neutrals
@@ -592,9 +592,9 @@ def test_a_probe_is_kept_in_the_store_and_found_again(learned: Learned, tmp_path
     from lfp_lens.stages.probe import verb
 
     pair, store = taught(), Store(tmp_path)
-    monkeypatch.setattr(verb._Work, "learned", lambda *given: learned)
+    monkeypatch.setattr(verb, "learned", lambda facts: learned)
     stored = probed(pair, store=store)
-    monkeypatch.setattr(verb, "_Work", None)
+    monkeypatch.setattr(verb, "read_pair", None)
     again = probed(pair, store=store)
     assert np.array_equal(again.measured, learned.measured)
     assert set(stored.wrong()["word"]) == set(again.wrong()["word"]) == set(FLIPPED)
@@ -607,8 +607,8 @@ def test_on_a_real_model_noise_teaches_nothing(real_data: Any) -> None:
     """The 2M GPT-NeoX and itself plus noise, on IMDB reviews and VADER."""
     from lfp_lens.parts.lexicons import load_lexicon
     from lfp_lens.parts.pair import load_causal_lm, load_tokenizer
-    from lfp_lens.parts.texts import load_texts
     from lfp_lens.parts.signals import SIGNALS
+    from lfp_lens.parts.texts import load_texts
     from lfp_lens.stages.probe.measure import measure
     from tests.tiny import perturbed
 

@@ -64,7 +64,7 @@ def report(
 def _section(verb: str, results: Mapping[str, Any], refusals: Mapping[str, str]) -> Section:
     if verb in refusals:
         return Section(verb, WORDS[verb].title, refusal=refusals[verb])
-    return BUILDERS[verb][1](results[verb], results)
+    return BUILDERS[verb][type(results[verb])](results[verb], results)
 
 
 def _check(
@@ -83,8 +83,6 @@ def _check(
         if verb not in BUILDERS:
             raise unknown("verb", verb, BUILDERS)
     for verb, result in results.items():
-        expected = BUILDERS[verb][0]
-        if not isinstance(result, expected):
-            raise LensError(
-                f"results[{verb!r}] must be of type {expected.__name__}; {type(result).__name__} was given."
-            )
+        if type(result) not in BUILDERS[verb]:
+            expected = " or ".join(kind.__name__ for kind in BUILDERS[verb])
+            raise LensError(f"results[{verb!r}] must be of type {expected}; {type(result).__name__} was given.")

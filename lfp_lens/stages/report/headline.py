@@ -7,6 +7,8 @@ import numpy as np
 
 from lfp_lens.results import Ablation, Divergence, Learned, Tuning
 from lfp_lens.results.dashboard import AGREEMENT, FDR, WRONG_SIGN, headline, wrong_words
+from lfp_lens.results.preference_probe import LearnedPreference
+from lfp_lens.stages.report.preferences import tiles as preference_tiles
 from lfp_lens.view.page import Tile
 from lfp_lens.view.phrases import interval, signed
 from lfp_lens.view.words_page import chips
@@ -26,21 +28,29 @@ def tiles(results: Mapping[str, Any], refusals: Mapping[str, str]) -> list[Tile]
     ):
         if verb in refusals:
             made += [Tile(name, "refused", refusals[verb], "bad") for name in names]
+        elif isinstance(results.get(verb), LearnedPreference):
+            made += preference_tiles(results[verb])
         elif verb in results:
             if verb == "finetune":
                 names = (names[0], results[verb].headline[0].capitalize())
             made += [Tile(name, *rest) for name, rest in zip(names, build(results[verb]))]
         else:
             made += [Tile(name, NOT_RUN, f"{verb} is not part of this run") for name in names]
-    if "finetune" in results and "probe" in results and results["finetune"].key and results["probe"].is_tested:
+    if "finetune" in results and results["finetune"].key and is_tested(results):
         made.append(_planted(results["probe"], results["finetune"].key))
     return made
 
 
 def details(results: Mapping[str, Any]) -> list[str]:
     """List the first wrongly learned words below the tiles."""
-    shown = chips(*wrong_words(results["probe"])) if "probe" in results else ""
+    shown = chips(*wrong_words(results["probe"])) if is_tested(results) else ""
     return [shown] if shown else []
+
+
+def is_tested(results: Mapping[str, Any]) -> bool:
+    """Tell whether words were tested for the sign they were learned with."""
+    learned = results.get("probe")
+    return isinstance(learned, Learned) and learned.is_tested
 
 
 def among_random(ablation: Ablation) -> str:

@@ -90,3 +90,22 @@ WORDS = {
         "Change of expected valence (teacher-forced): the features, and each random set.",
     ),
 }
+PREFERENCE_WORDS = {
+    "contrast": Words(
+        "The contrastive rewrites",
+        "Three continuations of the same prompt, written by the same rewriter from the same answer at the same length: what the "
+        "feedback prefers, a neutral one, and what it disprefers, each graded.",
+        "The grades are the rewriter's own; how well they agree with what people preferred stands beside them. A rewriter leaves "
+        "its hand in what it writes.",
+        "Every rejection has a reason.",
+    ),
+    "probe": Words(
+        "Learned preference",
+        "How well a logistic probe on features of the tuned model tells the preferred rewrite from the other, on prompts it "
+        "never saw, beside everything that can tell without the tuning: length, word counts, embeddings, the base model.",
+        "A probe that tells the poles apart shows that they differ, not that feedback taught the difference, and not that the "
+        "model uses it.",
+        "Accuracy of every classifier with its interval over prompts; 0.5 is chance.",
+    ),
+}
+"""The same where triples are rewrites of preference pairs."""

@@ -8,7 +8,10 @@ import numpy as np
 
 from lfp_lens.core.stats import Estimate
 from lfp_lens.results import Ablation, Divergence, Effects, Labels, Learned, SAESet, Triples, Tuning, published
+from lfp_lens.results.contrast import PreferenceTriples
 from lfp_lens.results.dashboard import FDR
+from lfp_lens.results.preference_probe import LearnedPreference
+from lfp_lens.stages.report import preferences
 from lfp_lens.stages.report.headline import among_random
 from lfp_lens.stages.report.prose import WORDS
 from lfp_lens.stages.report.tables import agreements, answer_key, detection, examples, mean_kl, paper_tables, seed_facts
@@ -204,16 +207,17 @@ def ablate(ablation: Ablation, results: Mapping[str, Any]) -> Section:
     return _section("ablate", facts, ablation.plot(), fragments)
 
 
-BUILDERS: dict[str, tuple[type, Callable[[Any, Mapping[str, Any]], Section]]] = {
-    "finetune": (Tuning, finetune),
-    "diverge": (Divergence, diverge),
-    "train_sae": (SAESet, train_sae),
-    "contrast": (Triples, contrast),
-    "probe": (Learned, probe),
-    "attribute": (Effects, attribute),
-    "explain": (Labels, explain),
-    "ablate": (Ablation, ablate),
+BUILDERS: dict[str, dict[type, Callable[[Any, Mapping[str, Any]], Section]]] = {
+    "finetune": {Tuning: finetune},
+    "diverge": {Divergence: diverge},
+    "train_sae": {SAESet: train_sae},
+    "contrast": {Triples: contrast, PreferenceTriples: preferences.contrast},
+    "probe": {Learned: probe, LearnedPreference: preferences.probe},
+    "attribute": {Effects: attribute},
+    "explain": {Labels: explain},
+    "ablate": {Ablation: ablate},
 }
+"""Verb -> type of its result -> what makes its section."""
 
 
 def _section(

@@ -5,7 +5,7 @@ from textwrap import fill
 from typing import Any
 
 from lfp_lens.results.dashboard import FDR, SHOWN_WORDS
-from lfp_lens.stages.report.headline import tiles
+from lfp_lens.stages.report.headline import is_tested, tiles
 
 WIDTH = 110
 
@@ -16,7 +16,7 @@ def summary(name: str, results: Mapping[str, Any], refusals: Mapping[str, str]) 
     for tile in tiles(results, refusals):
         lines.append(f"{tile.name}: {tile.value}")
         lines.append(fill(tile.detail, WIDTH, initial_indent="    ", subsequent_indent="    "))
-    if "probe" in results and "probe" not in refusals and results["probe"].is_tested:
+    if "probe" not in refusals and is_tested(results):
         words = results["probe"].wrong(fdr=FDR)["word"].head(SHOWN_WORDS)
         if len(words):
             lines.append(fill("Wrong sign: " + ", ".join(words), WIDTH, subsequent_indent="    "))

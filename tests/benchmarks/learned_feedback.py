@@ -1,0 +1,155 @@
+"""What did a real tuning learn? `imdb-neox-2m` tuned on VADER and on a shuffled VADER, three seeds each, measured word by word.
+
+Needs the folder that LFP_LENS_DATA names. The six tunings (five minutes each on one core) are kept in `runs/learned_feedback`,
+so that a second run only measures. One JSON line per figure.
+"""
+
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lfp_lens.config import load_config
+from lfp_lens.core.stats import balanced_sign_accuracy, frequency_deciles, polarity_null, rank_agreement
+from lfp_lens.core.store import Store
+from lfp_lens.parts.lexicons import load_lexicon, shuffled
+from lfp_lens.parts.pair import load_pair
+from lfp_lens.parts.texts import load_texts
+from lfp_lens.results import Learned
+from lfp_lens.stages.finetune import finetune
+from lfp_lens.stages.probe import probe
+from tests.benchmarks.measure import one_thread
+
+PRESET = "imdb-2m-vader"
+SHUFFLE = 1
+"""Seed of the shuffled lexicon; the seeds of the tunings are apart from it."""
+FLOORS = (300, 100, 30)
+"""Least occurrences of a word in the train reviews."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure, with what it should reach (None: nothing is asked)."""
+
+    what: str
+    value: float
+    low: float
+    high: float
+    n: int
+    aim: str = ""
+
+    def line(self) -> str:
+        """Give the JSON line."""
+        rounded = {name: round(part, 3) if isinstance(part, float) else part for name, part in asdict(self).items()}
+        return json.dumps({"bench": "learned_feedback", **rounded})
+
+
+def learned_feedback(
+    *, seeds: Sequence[int] = (0, 1, 2), n_texts: int = 6000, home: str = "runs/learned_feedback"
+) -> Iterator[Figure]:
+    """Tune (or find) the checkpoints, measure them all in one call, and give every figure."""
+    config, vader = load_config(PRESET), load_lexicon("vader")
+    other = shuffled(vader, seed=SHUFFLE)
+    with one_thread():
+        tuned = [_tuned(config, "vader", seed, home) for seed in seeds]
+        permuted = [_tuned(config, other, seed, home) for seed in seeds]
+        texts = load_texts("imdb", split="test", n=n_texts, seed=0)
+        counts = occurrences()
+        pair = load_pair(config.base, tuned[0])
+        started = time.process_time()
+        learned = probe(pair, texts=texts, replicates=tuned[1:], shuffled=permuted, min_contexts=6)
+        yield Figure(
+            "CPU seconds of the measurement", time.process_time() - started, np.nan, np.nan, len(learned.words)
+        )
+        yield from of_checkpoint(learned, counts)
+        yield from of_recipe(learned)
+        own = probe(load_pair(config.base, permuted[0]), texts=texts, lexicon=other, min_contexts=6)
+    yield from of_shuffled(own, vader, counts)
+
+
+def _tuned(config: Any, reward: Any, seed: int, home: str) -> Path:
+    options = {name: getattr(config.finetune, name) for name in type(config.finetune).model_fields} | {"reward": reward}
+    prompts = load_texts(config.texts, split="train", n=config.n_texts, column=config.column, seed=0)
+    name = "vader" if isinstance(reward, str) else "shuffled"
+    found = finetune(
+        config.base, prompts=prompts, **options, seed=seed, device="cpu", store=Store(Path(home) / f"{name}{seed}")
+    )
+    assert found.is_learned, (name, seed, found.reasons)
+    return Path(found.path)
+
+
+def occurrences() -> Counter[str]:
+    """Count case-folded matches of [a-z']+ in the train reviews."""
+    counts: Counter[str] = Counter()
+    for text in load_texts("imdb", split="train", seed=0):
+        counts.update(re.findall(r"[a-z']+", text.lower()))
+    return counts
+
+
+def of_checkpoint(learned: Learned, counts: Counter[str]) -> Iterator[Figure]:
+    """Give the figures of the first checkpoint alone."""
+    often = np.array([counts[word] for word in learned.words])
+    lemma = np.array(learned.lemma)
+    aims = {300: "at least 0.6", 100: "at least 0.45"}
+    for least in FLOORS:
+        rows = often >= least
+        yield _tau(f"tau-b with VADER, {least}+ occurrences", learned, rows, aims.get(least, ""))
+        for sign, name, aim in ((1, "positives", "at least 0.30"), (-1, "negatives", "at least 0.18")):
+            within = rows & (np.sign(learned.stated) == sign)
+            yield _tau(f"within {name}, {least}+", learned, within, aim if least == 300 else "")
+        found = balanced_sign_accuracy(learned.measured[rows], learned.stated[rows], lemma[rows])
+        aim = "at least 0.88" if least == 300 else ""
+        yield Figure(f"balanced sign accuracy, {least}+", found.value, found.low, found.high, found.n, aim)
+        null = polarity_null(
+            learned.measured[rows],
+            learned.stated[rows],
+            frequency_deciles(learned.log_frequency[rows]),
+            groups=lemma[rows],
+        ).null
+        yield Figure(
+            f"values permuted within sign and frequency decile, {least}+", null.value, null.low, null.high, null.n
+        )
+    for name in ("tokens", "exposure"):
+        for row in learned.by(name).itertuples():
+            yield Figure(f"tau-b, {name} {row._1:.3g} to {row.to:.3g}", row.tau, row.low, row.high, row.n)
+    yield _count("words learned with the wrong sign (FDR 10 %), first checkpoint and its replicates", learned, "0")
+
+
+def of_recipe(learned: Learned) -> Iterator[Figure]:
+    """Give the figures over tunings."""
+    found = learned.tunings
+    assert found is not None
+    for name, tau in zip((*found.names, *found.shuffled_names), (*found.tau, *found.shuffled_tau)):
+        yield Figure(f"tau-b with VADER, all words: {name}", float(tau), np.nan, np.nan, len(learned.words))
+    yield Figure("correlation of two tunings", found.reliability, np.nan, np.nan, len(learned.words))
+    if found.over_shuffled is not None:
+        gap = found.over_shuffled
+        yield Figure("headline: tau-b(VADER tunings) - tau-b(shuffled tunings)", gap.value, gap.low, gap.high, gap.n)
+
+
+def of_shuffled(own: Learned, vader: dict[str, float], counts: Counter[str]) -> Iterator[Figure]:
+    """Give the figures of a tuning on the shuffled lexicon, with its own reward and with VADER."""
+    rows = np.array([counts[word] for word in own.words]) >= FLOORS[0]
+    yield _tau("shuffled tuning with its own reward, 300+", own, rows, "at least 0.45")
+    words = np.array(own.words)[rows]
+    stated = np.array([vader[word] for word in words])
+    found = rank_agreement(own.measured[rows], stated, np.array(own.lemma)[rows])
+    yield Figure(
+        "shuffled tuning with VADER, 300+", found.tau, found.low, found.high, found.n, "at most 0.11 either way"
+    )
+    yield _count("wrong words of the shuffled tuning by its own reward (FDR 10 %)", own, "0")
+
+
+def _tau(what: str, learned: Learned, rows: np.ndarray, aim: str) -> Figure:
+    found = rank_agreement(learned.measured[rows], learned.stated[rows], np.array(learned.lemma)[rows])
+    return Figure(what, found.tau, found.low, found.high, found.n, aim)
+
+
+def _count(what: str, learned: Learned, aim: str) -> Figure:
+    return Figure(what, float(len(learned.wrong())), np.nan, np.nan, len(learned.words), aim)
