@@ -38,7 +38,9 @@ if TYPE_CHECKING:
     from lfp_lens.results import Floor as Floor
     from lfp_lens.results import Labels as Labels
     from lfp_lens.results import Learned as Learned
+    from lfp_lens.results import LearnedPreference as LearnedPreference
     from lfp_lens.results import Match as Match
+    from lfp_lens.results import PreferenceTriples as PreferenceTriples
     from lfp_lens.results import Report as Report
     from lfp_lens.results import SAERecord as SAERecord
     from lfp_lens.results import SAESet as SAESet
@@ -72,8 +74,8 @@ _HOMES = {
     "parts.reward_models": ("RewardModel", "load_reward_model"),
     "parts.texts": ("load_texts",),
     "results": (
-        "Ablation", "Crosscoder", "Divergence", "Effects", "FeatureSet", "Floor", "Labels", "Learned", "Match", "Report",
-        "SAERecord", "SAESet", "Triples", "Tuning",
+        "Ablation", "Crosscoder", "Divergence", "Effects", "FeatureSet", "Floor", "Labels", "Learned", "LearnedPreference",
+        "Match", "PreferenceTriples", "Report", "SAERecord", "SAESet", "Triples", "Tuning",
     ),
     "core.errors": ("GateError", "LensError"),
     "config": ("RunConfig", "load_config", "with_values"),

@@ -58,7 +58,7 @@ class Dictionary:
     """SAEs by site, through which a change from the base is seen."""
 
     saes: Mapping[str, Any]
-    """Site -> SAE."""
+    """Site -> SAE; sites that it lacks count for nothing."""
     reads_change: bool = False
     """True if they were trained on the change itself (side `difference`); else each side is read, and the two subtracted."""
 
@@ -105,7 +105,8 @@ class DirectPath:
             for other in self._others:
                 other_ND = look.acts[other][site][line_N, at_N].float()
                 changes = {"raw": other_ND - base_ND}
-                changes |= {name: one.change(site, base_ND, other_ND) for name, one in self._dictionaries.items()}
+                seen = {name: one for name, one in self._dictionaries.items() if site in one.saes}
+                changes |= {name: one.change(site, base_ND, other_ND) for name, one in seen.items()}
                 for name, change_ND in changes.items():
                     part = (change_ND * toward_ND).sum(-1).double().cpu().numpy()
                     np.add.at(self.values[other, name], word_N, part)

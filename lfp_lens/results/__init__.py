@@ -2,13 +2,14 @@
 
 from lfp_lens.results.ablate import Ablation
 from lfp_lens.results.attribute import Effects
-from lfp_lens.results.contrast import Triples
+from lfp_lens.results.contrast import PreferenceTriples, Triples
 from lfp_lens.results.crosscoder import Crosscoder
 from lfp_lens.results.diverge import Divergence
 from lfp_lens.results.explain import Labels
 from lfp_lens.results.features import FeatureSet
 from lfp_lens.results.finetune import Tuning
 from lfp_lens.results.matching import Match
+from lfp_lens.results.preference_probe import LearnedPreference
 from lfp_lens.results.probe import Learned
 from lfp_lens.results.report import Report
 from lfp_lens.results.saes import Floor
@@ -24,7 +25,9 @@ __all__ = [
     "Floor",
     "Labels",
     "Learned",
+    "LearnedPreference",
     "Match",
+    "PreferenceTriples",
     "Report",
     "SAERecord",
     "SAESet",

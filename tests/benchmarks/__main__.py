@@ -14,6 +14,7 @@ from tests.benchmarks.ppo import ppo
 from tests.benchmarks.sae_scale import sae_scale
 from tests.benchmarks.tied_quality import tied_quality
 from tests.benchmarks.train_sae import train_sae
+from tests.benchmarks.word_speed import word_speed
 
 BENCHES = {
     "calibration": calibration,
@@ -24,6 +25,7 @@ BENCHES = {
     "sae_scale": sae_scale,
     "tied_quality": tied_quality,
     "train_sae": train_sae,
+    "word_speed": word_speed,
 }
 
 

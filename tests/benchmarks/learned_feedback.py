@@ -4,6 +4,7 @@ Needs the folder that LFP_LENS_DATA names. The six tunings (five minutes each on
 so that a second run only measures. One JSON line per figure.
 """
 
+import gzip
 import json
 import re
 import time
@@ -18,15 +19,19 @@ import numpy as np
 from lfp_lens.config import load_config
 from lfp_lens.core.stats import balanced_sign_accuracy, frequency_deciles, polarity_null, rank_agreement
 from lfp_lens.core.store import Store
+from lfp_lens.parts.activations import encode, text_log_probs
 from lfp_lens.parts.lexicons import load_lexicon, shuffled
-from lfp_lens.parts.pair import load_pair
+from lfp_lens.parts.pair import Pair, load_pair
+from lfp_lens.parts.sources import data_folder
 from lfp_lens.parts.texts import load_texts
+from lfp_lens.parts.words import find_words
 from lfp_lens.results import Learned
 from lfp_lens.stages.finetune import finetune
 from lfp_lens.stages.probe import probe
 from tests.benchmarks.measure import one_thread
 
 PRESET = "imdb-2m-vader"
+RATED = "sentiment_ratings/movie_review_snippets.jsonl.gz"
 SHUFFLE = 1
 """Seed of the shuffled lexicon; the seeds of the tunings are apart from it."""
 FLOORS = (300, 100, 30)
@@ -69,6 +74,7 @@ def learned_feedback(
         )
         yield from of_checkpoint(learned, counts)
         yield from of_recipe(learned)
+        yield from of_sentences(pair, load_pair(config.base, permuted[0]), vader)
         own = probe(load_pair(config.base, permuted[0]), texts=texts, lexicon=other, min_contexts=6)
     yield from of_shuffled(own, vader, counts)
 
@@ -144,6 +150,34 @@ def of_shuffled(own: Learned, vader: dict[str, float], counts: Counter[str]) -> 
         "shuffled tuning with VADER, 300+", found.tau, found.low, found.high, found.n, "at most 0.11 either way"
     )
     yield _count("wrong words of the shuffled tuning by its own reward (FDR 10 %)", own, "0")
+
+
+def of_sentences(pair: Pair, other: Pair, vader: dict[str, float], n: int = 3000) -> Iterator[Figure]:
+    """Compare whole sentences of movie reviews with the mean of their human ratings, which no tuning saw."""
+    folder = data_folder()
+    assert folder is not None, "LFP_LENS_DATA names the folder of the ratings"
+    with gzip.open(folder / RATED, "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    rows = [rows[at] for at in np.random.default_rng(0).permutation(len(rows))[:n]]
+    texts, human = [row["text"] for row in rows], np.array([row["score"] for row in rows])
+    encoded = encode(pair.tokenizer, texts, max_tokens=128)
+    log_p = {
+        name: [part.double().numpy() for part in text_log_probs(model, encoded, device=pair.device)]
+        for name, model in (("base", pair.base_hf), ("tuned", pair.tuned_hf), ("shuffled", other.tuned_hf))
+    }
+    sums = {name: np.array([part.sum() for part in parts]) for name, parts in log_p.items()}
+    length = np.array([len(part) for part in log_p["base"]])
+    told = {
+        "implicit reward, sum": sums["tuned"] - sums["base"],
+        "implicit reward, mean per token": (sums["tuned"] - sums["base"]) / length,
+        "implicit reward of the shuffled tuning, sum": sums["shuffled"] - sums["base"],
+        "base log-probability, mean per token": sums["base"] / length,
+        "length in tokens": length.astype(float),
+        "VADER's own sum": np.array([sum(vader.get(spot.word, 0.0) for spot in find_words([text])) for text in texts]),
+    }
+    for name, values in told.items():
+        found = rank_agreement(values, human, draws=500)
+        yield Figure(f"sentences, tau-b with human ratings: {name}", found.tau, found.low, found.high, found.n)
 
 
 def _tau(what: str, learned: Learned, rows: np.ndarray, aim: str) -> Figure:

@@ -29,7 +29,7 @@ SMALL = {
     "sae_scale": {"short": 256, "long": 512, "tokens": 256, "batch_tokens": 128},
     "train_sae": {"tokens": 1024, "peer_tokens": 512, "batch_tokens": 128, "precisions": ("fp32", "bf16")},
 }
-OTHER_LINES = ("calibration", "learned_feedback", "sae_scale", "crosscoder", "tied_quality")
+OTHER_LINES = ("calibration", "learned_feedback", "sae_scale", "crosscoder", "tied_quality", "word_speed")
 """Benchmarks that print something else, tested for themselves."""
 KEYS = {"bench", "what", "ours", "peer", "peer_name", "precision", "ratio", "unit"}
 

@@ -8,6 +8,7 @@ import torch
 
 from lfp_lens.core.errors import LensError
 from lfp_lens.parts import activations, text_readings
+from lfp_lens.parts.activations import Encoded
 from lfp_lens.parts.cache import cache as cache_of
 from lfp_lens.parts.saes import load_sae
 from lfp_lens.parts.sites import activations_at
@@ -83,6 +84,14 @@ def test_log_p_and_embedding_are_means_over_the_continuation() -> None:
     assert continuation_log_p(model, [text])[0] == pytest.approx(wanted, abs=1e-5)
     table_VD = model.get_input_embeddings().weight.detach()
     np.testing.assert_allclose(continuation_embeddings(model, [text])[0], table_VD[own].mean(0).numpy(), atol=1e-6)
+
+
+def test_the_first_token_of_all_has_no_log_p() -> None:
+    model, ids = tiny_pair().base_hf, tiny_tokenizer()(" film was", add_special_tokens=False)["input_ids"]
+    alone, two = (Continuation(Encoded(part, [(0, 1)] * len(part)), range(len(part)), False) for part in (ids[:1], ids))
+    with torch.no_grad():
+        wanted = model(torch.tensor([ids])).logits[0, 0].log_softmax(-1)[ids[1]]
+    np.testing.assert_allclose(continuation_log_p(model, [alone, two]), [np.nan, float(wanted)], atol=1e-5)
 
 
 def test_a_long_prompt_keeps_its_end_and_a_long_continuation_its_beginning() -> None:

@@ -59,7 +59,7 @@ def read_pair(
     name: str, signal: Signal | None, others: Sequence[Sequence[Pair]], given: Mapping[str, Any],
 ) -> Facts:  # fmt: skip
     """Read the triples, and every frequent word in its own contexts; `signal=None` is the paper's distance."""
-    seed, dictionaries, rows = given["seed"], _dictionaries(pair, saes, sites, given["seed"]), None
+    seed, dictionaries, rows = given["seed"], _dictionaries(pair, saes, sites, given), None
     if triples is not None:
         options = {option: given[option] for option in ("cache", "max_tokens", "seed")}
         rows = read_triples(pair, sites, dictionaries, triples, signal, stated=stated, **options)
@@ -114,18 +114,22 @@ def learned(facts: Facts) -> Learned:
 
 
 def _dictionaries(
-    pair: Pair, saes: SAESet | None, sites: tuple[str, ...], seed: int
+    pair: Pair, saes: SAESet | None, sites: tuple[str, ...], given: Mapping[str, Any]
 ) -> dict[tuple[str, str], dict[str, Any]]:
-    """Load the SAEs, and random ones of the same shape, by (side, name)."""
+    """Load the SAEs, and random ones of the same shape, by (side, name); of the change, those that pass their own gates."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     if saes is None:
         return found
     for side in sorted({sae.side for sae in saes.saes} & {"base", "tuned", "difference"}):
         own = {site: saes.one(site, side=side) for site in sites}
+        if side == "difference" and given["gate"] == "refuse":
+            own = {site: sae for site, sae in own.items() if not sae.failures}
+        if not own:
+            continue
         found[side, "sae"] = {site: load_sae(sae, device=pair.device) for site, sae in own.items()}
         if side != "base":
             found[side, "random_sae"] = {
-                site: load_weights(random_twin(sae.weights, seed=seed), device=pair.device) for site, sae in own.items()
+                site: load_weights(random_twin(sae.weights, seed=given["seed"]), device=pair.device) for site, sae in own.items()
             }
     return found
 
