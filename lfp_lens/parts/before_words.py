@@ -116,17 +116,14 @@ class DirectPath:
 
     def _toward(self, look: Look, line_N: torch.Tensor, at_N: torch.Tensor, ids_N: torch.Tensor) -> torch.Tensor:
         """Give the gradient of the base's log p of each token with respect to the last block's output `[N, D]`."""
-        rows_VD = self._base.get_output_embeddings().weight.float()
-        mean_ND = torch.cat(
-            [log_p_NV.exp() @ rows_VD for _, log_p_NV in log_probs(self._base, look.hidden_BSD[line_N, at_N])]
-        )
-        out_ND = rows_VD[ids_N.to(rows_VD.device)] - mean_ND
-        norm = final_norm(self._base)
         with torch.enable_grad():
             resid_ND = look.acts[0][self._last][line_N, at_N].detach().requires_grad_()
-            normed_ND = norm(resid_ND)
-            (toward_ND,) = torch.autograd.grad(normed_ND, resid_ND, out_ND.to(normed_ND.dtype))
-        return toward_ND.float()
+            normed_ND = final_norm(self._base)(resid_ND)
+            toward_ND = torch.zeros_like(resid_ND, dtype=torch.float32)
+            for part, log_p_NV in log_probs(self._base, normed_ND):
+                own = log_p_NV.gather(-1, ids_N[part, None].to(log_p_NV.device)).sum()
+                toward_ND += torch.autograd.grad(own, resid_ND, retain_graph=True)[0].float()
+        return toward_ND
 
 
 class VocabularySweep:
@@ -149,7 +146,9 @@ class VocabularySweep:
         """Activations are not wanted."""
 
     def see_predictions(self, which: int, seen: Seen, word_N: np.ndarray) -> None:
-        """Add a chunk of contexts: those before the first token of a word."""
+        """Add a chunk of contexts: those before the first token of a word. Models after the first `others` are not swept."""
+        if which >= len(self._sums):
+            return
         base_NV = seen.base_NV[seen.is_first_N]
         p_NV, change_NV = base_NV.exp(), seen.other_NV[seen.is_first_N] - base_NV
         change_NV = change_NV - (p_NV * change_NV).sum(-1, keepdim=True)

@@ -44,8 +44,6 @@ class Look:
     places: Places
     acts: Sequence[Mapping[str, torch.Tensor]]
     """For each model (0 is the base), what was watched: name -> activation `[B, S, D]`."""
-    hidden_BSD: torch.Tensor
-    """The base model's final hidden states."""
 
 
 @dataclass(eq=False)
@@ -108,7 +106,7 @@ def read_words(
                 acts.append(dict(seen))
             _compare(models, hidden, places, signals, worth_V, found, observers)
             for observer in observers:
-                observer.see_words(Look(places, acts, hidden[0]))
+                observer.see_words(Look(places, acts))
     for values in (*found.values.values(), found.base_log_p[None]):
         values[:, ~found.is_read] = np.nan
     return found

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from scipy import stats
 
 from lfp_lens.core.errors import GateError, unknown
+from lfp_lens.core.stats import student_null
 
 KINDS = ("flipped", "muted", "inflated")
 """Learned with the opposite sign; with too little of it; with too much."""
@@ -16,14 +17,14 @@ def p_of_wrong_sign(
 ) -> Float[np.ndarray, " words"]:
     """Give the one-sided p that each word's value lies on the side opposite to its rating, against the neutral words.
 
-    The null is Student's t fitted to the neutral words' values by maximum likelihood: an empirical null (Efron 2004) whose
-    tail is as heavy as theirs, and whose p-values are not floored at 1 / (their number + 1).
+    The null is `core.stats.student_null` of the neutral words' values: an empirical null (Efron 2004) whose tail is as heavy as
+    theirs, and as uncertain as so few words leave it; its p-values are not floored at 1 / (their number + 1).
 
     >>> neutral = stats.t.ppf(np.linspace(0.01, 0.99, 99), 5)
     >>> [round(float(p), 2) for p in p_of_wrong_sign(np.array([-3.0, 3.0]), np.array([2.0, 2.0]), neutral)]
-    [0.01, 0.99]
+    [0.02, 0.98]
     """
-    fitted = stats.t(*stats.t.fit(null))
+    fitted = student_null(null)
     return np.where(rated > 0, fitted.cdf(values), fitted.sf(values))
 
 
@@ -32,9 +33,9 @@ def p_of_strength(
 ) -> Float[np.ndarray, " words"]:
     """Give the one-sided p that each word was learned more weakly (`muted`) or more strongly (`inflated`) than words rated alike.
 
-    Within each polarity the value expected at a rating is a Theil-Sen line, which a few odd words do not bend; the null of
-    what is left is Student's t fitted to all words of that polarity. So it tells words that stand out from their own kind: where
-    most are muted, none is found. Words learned with the wrong sign stand out as muted too.
+    Within each polarity the value expected at a rating is a Theil-Sen line, which a few odd words do not bend; the null of what
+    is left is `core.stats.student_null` of all words of that polarity. So it tells words that stand out from their own kind:
+    where most are muted, none is found. Words learned with the wrong sign stand out as muted too.
 
     Raises:
         GateError: with fewer than 20 words of either polarity.
@@ -53,6 +54,6 @@ def p_of_strength(
         line = stats.theilslopes(learned, strength) if np.ptp(strength) else None
         expected = line.intercept + line.slope * strength if line else np.full(len(rows), np.median(learned))
         rest = learned - expected
-        fitted = stats.t(*stats.t.fit(rest))
+        fitted = student_null(rest)
         found[rows] = fitted.cdf(rest) if kind == "muted" else fitted.sf(rest)
     return found

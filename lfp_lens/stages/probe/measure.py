@@ -113,7 +113,7 @@ def measure(
         shuffled=tuple(column(one.value) for one in means[first:-1]),
     )  # fmt: skip
     before = None
-    if direct is not None and probed is not None:
+    if direct is not None and probed is not None and (probed.wanted & fits).any():
         before = _before(chosen, words, is_stated & fits, probed, direct, dictionaries or {}, values[TUNED])
     return measured, _sweep(pair, sweep, stated), before
 
