@@ -240,6 +240,22 @@ def test_too_few_words_or_triples_are_refused(tell: Any) -> None:
     refused(tell("probe", sites=1, gate="warn", extra=extra), "probe gave no number: ")
 
 
+@pytest.mark.parametrize(
+    ("written", "parts"),
+    [
+        ("great,2\nawful,-2\nGreat,3\n", ("words.csv, line 3: 'great' is there already (line 1)",)),
+        ("great,2\nawful,much\n", ("words.csv, line 2: the value of 'awful' is 'much'", "a finite number is expected")),
+        ("unheard,2\nunseen,-2\n", ("texts holds a lexicon word",)),
+        ("great,2\nlove,3\nwonderful,3\n", ("hold no negative lexicon word",)),
+    ],
+)
+def test_a_lexicon_that_makes_no_triples_is_refused(
+    written: str, parts: tuple[str, ...], tell: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "words.csv").write_text(written, encoding="utf-8")
+    refused(tell("contrast", lexicon="words.csv"), *parts)
+
+
 def test_too_few_prompts_for_the_held_out_ones_are_refused(tell: Any) -> None:
     told = tell("finetune", tuned=None, extra="[finetune]\nheldout = 59\n")
     refused(told, "finetune.heldout = 59 contradicts n_texts = 60")

@@ -372,6 +372,18 @@ def test_every_wrong_key_of_a_file_is_named_with_the_file(tmp_path: Path) -> Non
             {"finetune": {"preferences": "hh"}},
             r"preferences = \"hh\" contradicts finetune\.method = \"ppo\".*one of dpo, kto, sft, reward_model",
         ),
+        (
+            {"contrast": {"rewriter": "offline"}},
+            r"rewriter = \"offline\" rewrites preference pairs, and there are none",
+        ),
+        (
+            {
+                "finetune": {"method": "dpo", "preferences": "hh"},
+                "contrast": {"rewriter": "offline"},
+                "train_sae": {"sides": ["tuned"]},
+            },
+            r"compares tuned with base features: add base to train_sae\.sides",
+        ),
         ({"finetune": {"method": "rloo", "preferences": "hh"}}, r"contradicts finetune\.method = \"rloo\""),
         ({"finetune": {"method": "grpo", "preferences": "hh"}}, r"contradicts finetune\.method = \"grpo\""),
         (

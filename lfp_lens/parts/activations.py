@@ -148,5 +148,5 @@ def tokens_of_span(text: Encoded, span: tuple[int, int]) -> list[int]:
 
 def word_ids(tokenizer: Any, words: Sequence[str]) -> list[list[int]]:
     """Give the token ids of each word as it stands inside a sentence, after a space; empty where it does not align."""
-    found = encode(tokenizer, [f"a {word}" for word in words], max_tokens=512)
+    found = encode(tokenizer, [f"a {word}" for word in words], max_tokens=512) if words else []
     return [[text.ids[at] for at in tokens_of_span(text, (2, 2 + len(word)))] for text, word in zip(found, words)]

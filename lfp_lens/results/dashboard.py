@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from lfp_lens.results.probe import Learned
-    from lfp_lens.results.sweep import Sweep
+    from lfp_lens.results.sweep import OutsideWords, Sweep
 
 FDR, ALPHA, SHOWN_WORDS, SHOWN_TOKENS = 0.1, 0.05, 20, 500
 AGREEMENT, WRONG_SIGN = "Agreement with the stated lexicon", "Words learned with the wrong sign"
@@ -165,6 +165,8 @@ def _sections(learned: "Learned", texts: Sequence[str]) -> list[Section]:
         made.insert(1, _strength_section(learned))
     if learned.sweep is not None:
         made.append(_sweep_section(learned.sweep))
+    if learned.outside is not None:
+        made.append(_outside_section(learned.outside))
     if texts:
         made.append(_text_section(learned, texts))
     return made
@@ -240,10 +242,22 @@ def _sweep_section(sweep: "Sweep") -> Section:
     )  # fmt: skip
 
 
+def _outside_section(outside: "OutsideWords") -> Section:
+    return Section(
+        "outside", "Words outside the lexicon",
+        f"The {len(outside.words):,} other words of the texts, measured as the lexicon's are: those furthest from zero.",
+        "Nobody stated a value for them: that the tuning moved one is no error, and among so many some move by company alone.",
+        fragments=[page.table(outside.surprising(2 * SHOWN_TOKENS), "No stated value, furthest from zero")],
+    )  # fmt: skip
+
+
 def _text_section(learned: "Learned", texts: Sequence[str]) -> Section:
+    names, values = (learned.neutral_words, learned.neutral) if learned.outside is None else (
+        learned.outside.words, learned.outside.measured
+    )  # fmt: skip
     readings: Mapping[str, Mapping[str, float]] = {
         "held_out_prediction": _values(learned.words, learned.predicted),
-        "measured": _values((*learned.neutral_words, *learned.words), [*learned.neutral, *learned.measured]),
+        "measured": _values((*names, *learned.words), [*values, *learned.measured]),
     }
     shown = {name: values for name, values in readings.items() if values}
     limits = (

@@ -43,6 +43,22 @@ class GridCell:
         return all(gap is not None and gap.low > 0 for gap in found)
 
 
+def verdict(grid: tuple[GridCell, ...]) -> str:
+    """Say which readings of the tuned model tell learned values, and which do not."""
+    claimed = [cell for cell in grid if cell.minus_twin is not None]
+    if not claimed:
+        return "no reading was compared with its twin"
+    best = sorted((cell for cell in claimed if cell.is_learned), key=lambda cell: -cell.agreement.tau)
+    if not best:
+        return (
+            f"nothing was found: none of {len(claimed)} readings of the tuned model beats its twin, the static embedding and "
+            "random features"
+        )
+    where = {"word": "at", "before": "before"}
+    told = [f"{cell.input} {where[cell.place]} the word, {cell.path} ({cell.agreement})" for cell in best]
+    return f"{len(best)} of {len(claimed)} readings beat twin, embedding and random features: {'; '.join(told)}"
+
+
 def grid_frame(grid: tuple[GridCell, ...]) -> "pd.DataFrame":
     """Give one row per reading, controls included."""
     import pandas as pd

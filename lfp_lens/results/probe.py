@@ -20,9 +20,9 @@ from lfp_lens.core.stats import (
 )
 from lfp_lens.core.store import Store
 from lfp_lens.results import dashboard
-from lfp_lens.results.grid import GridCell, grid_frame
+from lfp_lens.results.grid import GridCell, grid_frame, verdict
 from lfp_lens.results.paper_tables import paper_table
-from lfp_lens.results.sweep import Sweep
+from lfp_lens.results.sweep import OutsideWords, Sweep
 from lfp_lens.results.tunings import Tunings
 from lfp_lens.results.word_errors import AgainstPermuted, error_frame, frequency_error, mean_error
 from lfp_lens.results.wrong import KINDS, p_of_strength, p_of_wrong_sign
@@ -87,6 +87,8 @@ class Learned:
     """The words outside the lexicon that define zero."""
     neutral: Float[np.ndarray, " neutrals"]
     """Their centred values: the empirical null."""
+    outside: OutsideWords | None
+    """Every other word of the texts; None for `activation_delta`, which only words of triples have."""
     signal: str
     """Which signal was measured."""
     overall: RankAgreement
@@ -98,8 +100,8 @@ class Learned:
     sign: Estimate
     """Balanced sign accuracy of `measured`."""
     twin: RankAgreement
-    """The null: the same signal on the base plus random noise of the tuned change's per-tensor norms; for
-    `activation_delta`, which carries the stated sign by construction, the same distances on the base itself."""
+    """The null: the same signal on the base plus random noise of the tuned change's per-tensor norms; for `reward_head` a random
+    head of the same norm; for `activation_delta`, which carries the stated sign by construction, the base's own distances."""
     by_polarity: PolarityNull
     """tau-b with stated values permuted within sign and frequency decile: what polarity alone is worth."""
     difference: Estimate
@@ -121,6 +123,11 @@ class Learned:
     def is_tested(self) -> bool:
         """True if the signal's sign can be tested; `activation_delta` carries the stated sign by construction."""
         return bool(np.isfinite(self.p_wrong).all())
+
+    @property
+    def has_replicates(self) -> bool:
+        """True if other seeds of the same tuning were measured too."""
+        return bool(np.isfinite(self.recipe).all())
 
     @property
     def between_tunings(self) -> str:
@@ -155,7 +162,7 @@ class Learned:
         p_value, flipped = p_flipped, discoveries(p_flipped, fdr)
         found = flipped
         if kind != "flipped":
-            p_value = p_of_strength(self.measured[rows] if self.tunings is None else self.recipe[rows], rated, kind)
+            p_value = p_of_strength(self.recipe[rows] if self.has_replicates else self.measured[rows], rated, kind)
             found = discoveries(p_value, fdr) & ~flipped
         frame = self.to_frame().iloc[rows].assign(stated=rated, p_wrong=p_value)[found]
         return frame.sort_values("p_wrong", ignore_index=True)
@@ -236,6 +243,12 @@ class Learned:
                  "exposure")  # fmt: skip
         return pd.DataFrame({"word": self.words, **{name: getattr(self, name) for name in names}})
 
+    @property
+    def verdict(self) -> str:
+        """Say which readings of the tuned model tell learned values of words that they were not fitted to, or that none does."""
+        told = verdict(self.grid)
+        return told if self.split == "lemma" else f"no evidence, the {self.split} split leaks words and texts; {told}"
+
     def grid_frame(self) -> "pd.DataFrame":
         """Give one row per reading of the models, controls included."""
         return grid_frame(self.grid)
@@ -251,7 +264,7 @@ class Learned:
     @property
     def twin_name(self) -> str:
         """Say what the null of this signal is."""
-        return "base model" if self.signal == "activation_delta" else "noise twin"
+        return {"activation_delta": "base model", "reward_head": "random head"}.get(self.signal, "noise twin")
 
     def table(self, number: int, *, words: int | Sequence[str] | None = None, seed: int = 0) -> "pd.DataFrame":
         """Give Table 2, 4, 5, 9 or 10 of the paper beside ours, with our n, interval and control in the same row.
@@ -307,7 +320,9 @@ class Learned:
             curve = np.column_stack([points, np.gradient(below, points)])
             low, high = np.interp((0.025, 0.975), below, points)
             title += f"<br>null fitted to n={len(null):,} words: 95 % from {low:.2f} to {high:.2f}"
-        unit = "learned value (neutral spreads)" if self.tunings is None else "mean over tunings / its standard error"
+        unit = (
+            "learned value (neutral spreads)" if not self.has_replicates else "mean over tunings / its standard error"
+        )
         up, down = values[self.stated > 0], values[self.stated < 0]
         return word_plots.neutral_values(null, curve, title, unit, positive=up, negative=down)
 
@@ -344,6 +359,7 @@ class Learned:
             "within positives / negatives": f"{self.positive or 'too few'} / {self.negative or 'too few'}",
             "balanced sign accuracy": str(self.sign),
             "interval over tunings": self.between_tunings,
+            "readings": self.verdict,
             "split": self.split if self.split == "lemma" else f"{self.split} (leaks words: not evidence)",
         }
         card = page.card(f"Learned feedback by {self.signal}", facts)

@@ -1,4 +1,7 @@
-"""The implicit reward of the whole vocabulary, so that nothing the model learned to like or to avoid stays unseen."""
+"""What the stated lexicon does not mention: every token of the vocabulary, and every other word of the texts.
+
+So nothing that the model learned to like or to avoid stays unseen.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -54,3 +57,36 @@ class Sweep:
             z=lambda rows: rows["value"] / np.hypot(rows["error"], float(np.std(frame["twin"])) or 1.0)
         )
         return frame.reindex(frame["z"].abs().sort_values(ascending=False).index).head(k).reset_index(drop=True)
+
+
+@record
+class OutsideWords:
+    """Words outside the stated lexicon, measured in their own contexts as the lexicon's are."""
+
+    words: tuple[str, ...]
+    """Words that occur often enough, lower-cased; function words are left out."""
+    measured: Float[np.ndarray, " words"]
+    """The signal, centred and scaled as `Learned.measured`."""
+    low: Float[np.ndarray, " words"]
+    """Lower end of the 95 % interval over contexts."""
+    high: Float[np.ndarray, " words"]
+    """Upper end of the 95 % interval over contexts."""
+    contexts: Int[np.ndarray, " words"]
+    """Contexts each word was measured in."""
+    tokens: Int[np.ndarray, " words"]
+    """Tokens the word is split into."""
+
+    def to_frame(self, search: str = "") -> "pd.DataFrame":
+        """Give one row per word that contains `search` (case does not count), the most promoted first."""
+        import pandas as pd
+
+        names = ("measured", "low", "high", "contexts", "tokens")
+        frame = pd.DataFrame({"word": self.words, **{name: getattr(self, name) for name in names}})
+        kept = [search.lower() in word for word in self.words]
+        return frame[kept].sort_values("measured", ascending=False, ignore_index=True)
+
+    def surprising(self, k: int = 20) -> "pd.DataFrame":
+        """Give the words that moved furthest, up or down: no lexicon value, a large learned one."""
+        frame = self.to_frame()
+        order = frame["measured"].abs().sort_values(ascending=False, kind="stable").index
+        return frame.loc[order].head(k).reset_index(drop=True)

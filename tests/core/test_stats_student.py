@@ -50,8 +50,8 @@ def test_moving_and_stretching_the_values_moves_and_stretches_the_null() -> None
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (np.arange(19.0), "at least 20 finite values; 19 given"),
-        (np.append(np.arange(30.0), np.nan), "at least 20 finite values; 31 given"),
+        (np.arange(19.0), "at least 20 values, all finite; 19 given"),
+        (np.append(np.arange(30.0), np.nan), "at least 20 values, all finite; 31 given, 30 finite"),
         (np.repeat([0.0, 1.0], [30, 10]), "More than half"),
     ],
 )

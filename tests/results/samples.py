@@ -314,7 +314,7 @@ def a_learned(*, words: tuple[str, ...] = (*GOOD, *BAD), null: bool = False) -> 
     stated = np.array([draw.uniform(1.2, 3.4) for _ in GOOD] + [-draw.uniform(1.2, 3.9) for _ in BAD])
     names = (*GOOD, *BAD)
     sign = np.array([-1 if word in FLIPPED else 1 for word in names])
-    measured = draw.normal(size=60) if null else 2.5 * stated * sign + draw.normal(0, 0.8, 60)
+    measured = draw.normal(size=60) if null else 3.2 * stated * sign + draw.normal(0, 0.8, 60)
     predicted, twin = measured + draw.normal(0, 1.5, 60), draw.normal(size=60)
     neutral = np.random.default_rng(4).normal(size=200)
     overall, noise = rank_agreement(measured, stated, draws=100), rank_agreement(twin, stated, draws=100)
@@ -359,6 +359,7 @@ def a_learned(*, words: tuple[str, ...] = (*GOOD, *BAD), null: bool = False) -> 
         p_wrong=norm.sf(-np.sign(stated) * measured),
         neutral_words=tuple(f"neutral{row}" for row in range(200)),
         neutral=neutral,
+        outside=None,
         signal="implicit_reward",
         overall=overall,
         positive=rank_agreement(measured[rows], stated[rows], draws=100),

@@ -90,10 +90,15 @@ def test_a_feature_at_a_site_without_an_sae_is_refused() -> None:
 
 
 def test_planted_wrong_words_are_found_most_certain_first() -> None:
-    learned = dataclasses.replace(samples.a_learned(), p_wrong=np.array([1e-3, *[0.9] * 28, 1e-9, *[1.0] * 30]))
+    learned = samples.a_learned()
+    z = np.sign(learned.stated) * 1.0
+    z[29], z[0] = -9.0, -6.0
+    learned = dataclasses.replace(learned, z=z)
     assert list(learned.wrong()["word"]) == [learned.words[29], learned.words[0]]
-    # Benjamini and Hochberg over 60 words: the second smallest p needs to be at most 2 / 60 * fdr.
-    assert len(learned.wrong(fdr=0.02)) == 1
+    p_value = learned.wrong()["p_wrong"].to_numpy()
+    # Benjamini and Hochberg over 60 words: the smallest p needs to be at most fdr / 60, the second 2 fdr / 60.
+    assert learned.wrong(fdr=1.01 * 60 * p_value[0])["word"].tolist()[:1] == [learned.words[29]]
+    assert len(learned.wrong(fdr=0.9 * 30 * p_value[1])) < 2
 
 
 def test_no_word_is_listed_when_nothing_was_learned() -> None:

@@ -171,7 +171,9 @@ def test_a_replicate_that_was_tuned_otherwise_is_refused_and_a_shuffled_one_may_
     pair = load_pair(base_model(), saved("tuned", 0), tokenizer=tokenizer())
     same, other = saved("same", 1, seed=3), saved("other", 2, reward="another")
     assert len(open_replicates(pair, [same])) == 1
-    with pytest.raises(LensError, match=r"The replicate .*other was tuned otherwise: reward is 'another' there and 'r' here"):
+    with pytest.raises(
+        LensError, match=r"The replicate .*other was tuned otherwise: reward is 'another' there and 'r' here"
+    ):
         open_replicates(pair, [same, other])
     assert len(open_replicates(pair, [other], kind="shuffled tuning")) == 1
 

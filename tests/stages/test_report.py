@@ -169,7 +169,7 @@ def test_an_unknown_verb_is_refused_with_the_nearest(tmp_path: Path) -> None:
 
 
 def test_a_result_of_another_verb_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(LensError, match="must be of type Learned; Tuning was given"):
+    with pytest.raises(LensError, match="must be of type Learned or LearnedPreference; Tuning was given"):
         report({"probe": samples.a_tuning()}, path=tmp_path / "page.html")
 
 

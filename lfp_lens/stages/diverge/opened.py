@@ -53,7 +53,9 @@ def open_pair(pair: Pair, replicates: Iterable[Any]) -> Opened:
     tuned = of_model(pair.tuned_hf, "the tuned model", pair.adapter)
     given = list(replicates)
     pairs = open_replicates(pair, given)
-    names = [str(source) if isinstance(source, (str, Path)) else f"replicate {at}" for at, source in enumerate(given, 1)]
+    names = [
+        str(source) if isinstance(source, (str, Path)) else f"replicate {at}" for at, source in enumerate(given, 1)
+    ]
     weights = tuple(of_model(other.tuned_hf, name, other.adapter) for other, name in zip(pairs, names))
     models = tuple(other.tuned_hf for other in pairs)
     return Opened(pair, base, tuned, weights, models, tuple(other.fingerprint for other in pairs))

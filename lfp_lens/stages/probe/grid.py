@@ -131,7 +131,7 @@ def score_grid(
             agreement = rank_agreement(values, stated, groups, draws=DRAWS, seed=seed)
             aims = stated - np.median(stated) if is_control else stated
             sign = balanced_sign_accuracy(values - one.centre, aims, groups, draws=DRAWS, seed=seed)
-            if one.side == "tuned" and not is_control:
+            if one.side == "tuned" and not is_control and one.input not in RANDOM.values():
                 minus = {name: _gap(one, other, lexicon, lemma, seed) for name, other in _beside(one, find).items()}
         cells.append(GridCell(one.side, one.input, one.target, agreement, sign, one.place, one.path, **minus))
     return tuple(cells)

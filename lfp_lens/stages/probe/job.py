@@ -24,7 +24,7 @@ from lfp_lens.parts.words import stem
 from lfp_lens.results.contrast import Triples
 from lfp_lens.results.grid import GridCell
 from lfp_lens.results.probe import Learned
-from lfp_lens.results.sweep import Sweep
+from lfp_lens.results.sweep import OutsideWords, Sweep
 from lfp_lens.results.train_sae import SAESet
 from lfp_lens.results.tunings import Tunings
 from lfp_lens.stages.probe.grid import Predicted, Reading, Rows, read_grid, score_grid
@@ -102,7 +102,8 @@ def learned(facts: Facts) -> Learned:
         recipe_high=found.recipe[2, kept], raw=found.raw[kept], contexts=found.contexts[kept], tokens=measured.tokens[kept],
         log_frequency=often, exposure=measured.exposure[kept], **_predictions(probed, words, found.scale),
         p_wrong=found.p_wrong[kept], z=found.z[kept], neutral_z=found.z[neutrals] if len(found.null) else found.null,
-        neutral_words=tuple(measured.words[row] for row in neutrals), neutral=found.null, signal=facts.signal,
+        neutral_words=tuple(measured.words[row] for row in neutrals), neutral=found.null,
+        outside=None if facts.is_delta else _outside(measured, found, rated), signal=facts.signal,
         overall=agree(values), positive=_within(values, stated, lemma, stated > 0, seed),
         negative=_within(values, stated, lemma, stated < 0, seed),
         sign=balanced_sign_accuracy(values, stated, lemma, seed=seed), twin=agree(twin),
@@ -129,7 +130,8 @@ def _dictionaries(
         found[side, "sae"] = {site: load_sae(sae, device=pair.device) for site, sae in own.items()}
         if side != "base":
             found[side, "random_sae"] = {
-                site: load_weights(random_twin(sae.weights, seed=given["seed"]), device=pair.device) for site, sae in own.items()
+                site: load_weights(random_twin(sae.weights, seed=given["seed"]), device=pair.device)
+                for site, sae in own.items()
             }
     return found
 
@@ -183,6 +185,14 @@ def _check_polarity(rated: np.ndarray) -> None:
             f"{up} positive and {down} negative words of the lexicon were measured; both are needed, and three words. Give "
             "more texts, or a lexicon with both."
         )
+
+
+def _outside(measured: Measured, found: Values, rated: np.ndarray) -> OutsideWords:
+    rows = np.flatnonzero(rated == 0)
+    return OutsideWords(
+        tuple(measured.words[row] for row in rows), found.values[rows], found.low[rows], found.high[rows],
+        found.contexts[rows], measured.tokens[rows],
+    )  # fmt: skip
 
 
 def _within(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from lfp_lens.core.errors import LensError
 from lfp_lens.core.stats import Means, mean_intervals
 from lfp_lens.parts.activations import word_ids
 from lfp_lens.parts.before_words import BeforeWords, Dictionary, DirectPath, VocabularySweep
@@ -15,9 +16,12 @@ from lfp_lens.parts.signals import Signal
 from lfp_lens.parts.twins import noise_twin
 from lfp_lens.parts.valence import token_values
 from lfp_lens.parts.word_passes import read_words
+from lfp_lens.parts.words import is_word
 from lfp_lens.results.sweep import Sweep
 from lfp_lens.stages.probe.words import Chosen
 
+SPACES = ("\u0120", "\u2581")
+"""How byte-level and SentencePiece vocabularies write the space before a word."""
 TUNED, TWIN = 0, 1
 """Rows of what `read_words` compares with the base; replicates and shuffled tunings come after them."""
 
@@ -96,7 +100,12 @@ def measure(
     read = read_words(
         pair.base_hf, others, chosen.encoded, chosen.spans, {"signal": signal}, worth_V=worth_V, observers=observers
     )
-    values, fits = read.values["signal"], np.isfinite(read.values["signal"]).all(0)
+    values, fits = read.values["signal"], read.is_read
+    odd = ~np.isfinite(values[:, fits]).all(0)
+    if odd.any():
+        raise LensError(
+            f"The signal is no finite number at {odd.sum()} of the {odd.size} occurrences it was measured at."
+        )
     names, codes = np.unique(words[fits], return_inverse=True)
     means: list[Means] = [mean_intervals(row[fits], codes) for row in (*values, read.base_log_p)]
     enough = means[0].n >= min_contexts
@@ -151,11 +160,18 @@ def _before(
 
 
 def _sweep(pair: Pair, found: VocabularySweep, stated: Mapping[str, float]) -> Sweep:
-    tokens = tuple(pair.tokenizer.decode([at]) for at in range(len(found.weight_V)))
+    pieces = pair.tokenizer.convert_ids_to_tokens(range(len(found.weight_V)))
+    texts = [pair.tokenizer.decode([at]) for at in range(len(pieces))]
+    # SentencePiece tokenizers drop a leading space when they decode; their pieces keep it.
+    begins = [bool(piece) and piece[:1] in SPACES or text[:1] == " " for piece, text in zip(pieces, texts)]
+    tokens = tuple(f" {text.lstrip(' ')}" if begin else text for text, begin in zip(texts, begins))
     value, error = found.result(TUNED)
-    # A token is a whole word only after a space; what else it begins is no word of the lexicon.
-    rated = [stated.get(token[1:].lower(), np.nan) if token[:1] == " " else np.nan for token in tokens]
+    rated = np.full(len(pieces), np.nan)
+    words = [word for word in stated if is_word(word)]
+    for word, ids in zip(words, word_ids(pair.tokenizer, words)):
+        if len(ids) == 1:
+            rated[ids[0]] = stated[word]
     return Sweep(
-        tokens, value=value, error=error, exposure=found.weight_V.numpy(), stated=np.array(rated, float),
+        tokens, value=value, error=error, exposure=found.weight_V.numpy(), stated=rated,
         twin=found.result(TWIN)[0], contexts=np.array(found.contexts),
     )  # fmt: skip

@@ -110,4 +110,4 @@ def _signal_at(
 def _alone(pair: Pair, triples: Triples) -> dict[str, list[int]]:
     """Give the tokens of every word as it stands after another one, empty where it is not made of whole tokens."""
     words = sorted({word.lower() for member in MEMBERS for word in triples.words(member)})
-    return dict(zip(words, word_ids(pair.tokenizer, words))) if words else {}
+    return dict(zip(words, word_ids(pair.tokenizer, words)))

@@ -38,6 +38,7 @@ MORE_COLUMNS = ["raw", "tokens", "log_frequency", "lemma"]
 SURPRISING = (
     "The whole vocabulary: tokens without a stated value, by change beside its error (nats; twin: base moved by noise)"
 )
+OUTSIDE = "Words outside the lexicon that moved furthest from zero"
 ZERO_CAPTION = (
     "Words outside the lexicon define zero; outlines: the lexicon's words. The outermost bins hold the tails."
 )
@@ -120,6 +121,7 @@ def probe(learned: Learned, results: Mapping[str, Any]) -> Section:
         "balanced sign accuracy": f"{learned.sign} (chance 0.5)",
         "interval over tunings": learned.between_tunings,
         "split": learned.split + ("" if learned.split == "lemma" else ": leaks words, no evidence"),
+        "readings": learned.verdict,
         "no sign of feedback": _unlearned(learned),
     }
     words = learned.to_frame()[WORD_COLUMNS + MORE_COLUMNS]
@@ -133,6 +135,7 @@ def probe(learned: Learned, results: Mapping[str, Any]) -> Section:
         page.table(words, f"All {len(words):,} words (click a header to sort)"),
         page.table(learned.grid_frame(), grid_title),
         *(() if learned.sweep is None else (page.table(learned.sweep.surprising(SHOWN_TOKENS), SURPRISING),)),
+        *(() if learned.outside is None else (page.table(learned.outside.surprising(SHOWN_TOKENS), OUTSIDE),)),
         *paper_tables(learned),
     ]
     made = _section("probe", facts, learned.plot(), fragments, signal=learned.signal)
