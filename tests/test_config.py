@@ -96,7 +96,7 @@ def test_a_preset_opens_with_a_sentence(name: str) -> None:
 
 def test_the_presets_are_there() -> None:
     models = ("pythia-70m", "pythia-160m", "gpt-neo-125m")
-    ours = {"tiny", "imdb-2m-vader", "stories-260k-vader"}
+    ours = {"tiny", "imdb-2m-vader", "imdb-2m-hh", "stories-260k-vader"}
     paper = {f"{model}-vader" for model in models} | {"pythia-70m-distilbert"}
     pairs = {f"{model}-{task}" for model in (*models, "gemma-2b-it") for task in ("hh", "toxic")}
     assert set(presets()) == ours | paper | pairs

@@ -36,8 +36,8 @@ class BeforeWords:
         keep = places.is_first_N & (rows >= 0)
         for model in self._models:
             for site in self.sites:
-                part = look.acts[model][site][places.line_N[keep], places.at_N[keep] - 1].float().cpu()
-                held = self._acts.setdefault((model, site), torch.full((self._n, part.shape[1]), torch.nan))
+                part = look.acts[model][site][places.line_N[keep], places.at_N[keep] - 1].float()
+                held = self._acts.setdefault((model, site), part.new_full((self._n, part.shape[1]), torch.nan))
                 held[rows[keep]] = part
 
     def see_predictions(self, which: int, seen: Seen, word_N: np.ndarray) -> None:
@@ -45,12 +45,12 @@ class BeforeWords:
 
     def raw(self, model: int) -> Float[np.ndarray, "rows width"]:
         """Give the activations themselves, sites side by side."""
-        return torch.cat([self._acts[model, site] for site in self.sites], dim=1).numpy()
+        return torch.cat([self._acts[model, site] for site in self.sites], dim=1).cpu().numpy()
 
     def features(self, model: int, saes: Mapping[str, Any]) -> Float[np.ndarray, "rows features"]:
-        """Give SAE features, sites side by side."""
+        """Give SAE features, sites side by side; the SAEs are where the models are."""
         with torch.no_grad():
-            return torch.cat([saes[site].encode(self._acts[model, site]) for site in self.sites], dim=1).numpy()
+            return torch.cat([saes[site].encode(self._acts[model, site]) for site in self.sites], dim=1).cpu().numpy()
 
 
 @dataclass(frozen=True, eq=False)

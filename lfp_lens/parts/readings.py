@@ -42,6 +42,7 @@ class WordTokens:
             raise LensError(f"{sum(not tokens for tokens in positions)} words do not align with whole tokens.")
         self.sites = tuple(sites)
         self.n_rows = len(encoded)
+        self._device = model.device
         held: dict[int, Place] = {}
         if cache is not None and all((side, site) in cache.streams for site in sites):
             places = [cache.word(text, own) for text, own in zip(encoded, positions)]
@@ -60,9 +61,11 @@ class WordTokens:
         return self._stacked([self.tokens_ND[site] for site in self.sites])
 
     def features(self, saes: dict[str, Any]) -> Float[np.ndarray, "rows features"]:
-        """Give SAE features, encoded token by token and then averaged; `saes` maps each site to a SAELens SAE."""
+        """Give SAE features, encoded token by token and then averaged; `saes` maps each site to a SAELens SAE on the model's device."""
         with torch.no_grad():
-            return self._stacked([saes[site].encode(self.tokens_ND[site]) for site in self.sites])
+            return self._stacked(
+                [saes[site].encode(self.tokens_ND[site].to(self._device)).cpu() for site in self.sites]
+            )
 
     def _stacked(self, parts: list[torch.Tensor]) -> np.ndarray:
         counts = torch.bincount(self.rows, minlength=self.n_rows)[:, None]

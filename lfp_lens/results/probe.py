@@ -132,7 +132,9 @@ class Learned:
     @property
     def between_tunings(self) -> str:
         """What is known of other tunings by the same recipe; `unknown` for a single checkpoint."""
-        return "unknown: one checkpoint" if self.tunings is None else str(self.tunings)
+        if self.tunings is None:
+            return "unknown: one checkpoint"
+        return str(self.tunings) if self.has_replicates else f"unknown: {self.tunings}"
 
     def wrong(
         self, *, fdr: float = 0.1, kind: str = "flipped", against: str | Mapping[str, float] = "stated"

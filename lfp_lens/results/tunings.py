@@ -59,7 +59,8 @@ class Tunings:
         return pd.DataFrame({"tuning": [*self.names, *self.shuffled_names], "kind": kinds, "tau": taus})
 
     def __str__(self) -> str:
-        told = f"{len(self.names)} tunings, tau-b {', '.join(f'{tau:.3f}' for tau in self.tau)}"
+        noun = "tunings" if len(self.names) > 1 else "tuning"
+        told = f"{len(self.names)} {noun}, tau-b {', '.join(f'{tau:.3f}' for tau in self.tau)}"
         if len(self.names) > 1:
             told += f"; values of two correlate at {self.reliability:.2f}"
         if len(self.shuffled_tau):

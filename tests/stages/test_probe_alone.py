@@ -20,7 +20,20 @@ from lfp_lens.stages.probe import probe
 from lfp_lens.stages.probe.measure import measure
 from lfp_lens.stages.probe.words import Chosen, choose
 from tests.stages.test_probe import (
-    FLIPPED, LEXICON, NEUTRAL, STATED, WORDS, base_model, noise, probed, saes, taught, texts, tokenizer, triples, untaught,
+    FLIPPED,
+    LEXICON,
+    NEUTRAL,
+    STATED,
+    WORDS,
+    base_model,
+    noise,
+    probed,
+    saes,
+    taught,
+    texts,
+    tokenizer,
+    triples,
+    untaught,
 )  # fmt: skip
 
 
@@ -64,6 +77,9 @@ def test_every_word_is_told_its_exposure_and_the_sweep_holds_every_token(learned
     np.testing.assert_allclose(learned.exposure, sweep.exposure[rows])
     assert float(sweep.exposure.sum()) == pytest.approx(float(sweep.contexts), rel=1e-4)
     assert len(sweep.tokens) == len(sweep.value) == len(tokenizer())
+    assert sweep.stated[rows].tolist() == learned.stated.tolist()
+    assert np.isfinite(sweep.stated).sum() == len(STATED)
+    assert not set(sweep.surprising(50)["token"]) & set(STATED)
 
 
 def test_a_token_of_the_sweep_moves_as_the_word_does(learned: Learned) -> None:
@@ -256,7 +272,7 @@ def test_a_tokenizer_that_aligns_no_word_of_the_lexicon_is_refused_with_the_coun
     starred = {word: f"{word}*" for word in STATED}
     given = [" ".join(starred.get(word, word) for word in text[:-1].split()) for text in texts()]
     for dictionaries in ({}, {"saes": saes(tuned), "triples": triples()}):
-        with pytest.raises(GateError, match="0 lexicon words and [0-9]{3} others align with whole tokens"):
+        with pytest.raises(GateError, match=r"0 lexicon words and [0-9]{3} others align with whole tokens"):
             alone(tuned, texts=given, folds=3, **dictionaries)
     every = [" ".join(f"{word}*" for word in text[:-1].split()) for text in texts()]
     with pytest.raises(GateError, match="0 lexicon words and 0 others align with whole tokens"):

@@ -160,7 +160,7 @@ def test_each_path_has_its_own_twin_and_random_features() -> None:
 def test_a_gap_is_measured_on_the_words_that_both_read() -> None:
     few = reading("none", "embedding", 30)
     few.values.clear()
-    few.values.update({word: value for word, value in list(LEXICON.items())[:10]})
+    few.values.update(list(LEXICON.items())[:10])
     cell = scored(reading("tuned", "raw", 0.0), reading("base", "raw", 30), few, BAD[2])[
         "tuned", "raw", "word", "ridge"
     ]

@@ -22,7 +22,7 @@ from lfp_lens.stages.probe.words import Chosen
 from tests.stages.test_probe import FLIPPED, LEXICON, WIDTH, base_model, saes, texts, tokenizer, triples, untaught
 from tests.tiny import tiny_model, tiny_texts, tiny_tokenizer
 
-TEXTS = [*tiny_texts(12), "a marvellous film, sadly unwatchable and marvellous."]
+TEXTS = [*tiny_texts(5), "1, 2, 3.", *tiny_texts(6, seed=1), "a marvellous film, sadly unwatchable and marvellous."]
 
 
 def judge(model: Any, weight: torch.Tensor, words: Any, **options: Any) -> RewardModel:
@@ -89,7 +89,8 @@ def test_a_words_value_is_the_reward_with_it_less_the_reward_without(architectur
     found, wanted = measured(model), slow(model, lambda ids: at_end(model, ids))
     assert dict(zip(found.words, found.values)) == pytest.approx(wanted, abs=2e-5)
     assert found.tokens.max() > 3 and np.ptp(found.values) > 0.5
-    assert found.contexts.sum() == sum(len(row) for row in chosen().spans) - (0 if begins else len(TEXTS)), (
+    words = [len(row) for row in chosen().spans]
+    assert found.contexts.sum() == sum(words) - (0 if begins else np.count_nonzero(words)), (
         "without beginning-of-text the first word of a text has nothing before it"
     )
 
@@ -195,5 +196,5 @@ def test_what_a_reward_model_cannot_be_asked_is_refused(changes: dict[str, Any],
 
 
 def test_a_pair_has_no_reward_head() -> None:
-    with pytest.raises(LensError, match="is read from a reward model .* and a Pair were given"):
+    with pytest.raises(LensError, match=r"is read from a reward model .* and a Pair were given"):
         probe(untaught(), texts=texts(), signal="reward_head", lexicon=LEXICON)

@@ -163,7 +163,7 @@ def _sweep(pair: Pair, found: VocabularySweep, stated: Mapping[str, float]) -> S
     pieces = pair.tokenizer.convert_ids_to_tokens(range(len(found.weight_V)))
     texts = [pair.tokenizer.decode([at]) for at in range(len(pieces))]
     # SentencePiece tokenizers drop a leading space when they decode; their pieces keep it.
-    begins = [bool(piece) and piece[:1] in SPACES or text[:1] == " " for piece, text in zip(pieces, texts)]
+    begins = [(bool(piece) and piece[:1] in SPACES) or text[:1] == " " for piece, text in zip(pieces, texts)]
     tokens = tuple(f" {text.lstrip(' ')}" if begin else text for text, begin in zip(texts, begins))
     value, error = found.result(TUNED)
     rated = np.full(len(pieces), np.nan)
