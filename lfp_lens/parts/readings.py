@@ -61,7 +61,7 @@ class WordTokens:
         return self._stacked([self.tokens_ND[site] for site in self.sites])
 
     def features(self, saes: dict[str, Any]) -> Float[np.ndarray, "rows features"]:
-        """Give SAE features, encoded token by token and then averaged; `saes` maps each site to a SAELens SAE on the model's device."""
+        """Give SAE features, encoded token by token and then averaged; `saes`: site -> SAELens SAE, where the model is."""
         with torch.no_grad():
             return self._stacked(
                 [saes[site].encode(self.tokens_ND[site].to(self._device)).cpu() for site in self.sites]

@@ -134,7 +134,7 @@ class Learned:
         """What is known of other tunings by the same recipe; `unknown` for a single checkpoint."""
         if self.tunings is None:
             return "unknown: one checkpoint"
-        return str(self.tunings) if self.has_replicates else f"unknown: {self.tunings}"
+        return str(self.tunings) if len(self.tunings.names) > 1 else f"unknown: {self.tunings}"
 
     def wrong(
         self, *, fdr: float = 0.1, kind: str = "flipped", against: str | Mapping[str, float] = "stated"
@@ -184,13 +184,15 @@ class Learned:
             seed: of the intervals.
 
         Raises:
-            LensError: for another name.
+            LensError: for another name, or `exposure` of a reward model.
         """
         import pandas as pd
 
         if name not in ("tokens", "exposure", "log_frequency"):
             raise unknown("column to divide by", name, ("tokens", "exposure", "log_frequency"))
         values = np.asarray(getattr(self, name), float)
+        if not np.isfinite(values).all():
+            raise GateError(f"{self.signal} was measured without {name}: words cannot be told apart by it.")
         edges = [1.5, 2.5] if name == "tokens" else np.quantile(values, np.arange(1, bins) / bins)
         part = np.searchsorted(edges, values, side="left")
         rows = []

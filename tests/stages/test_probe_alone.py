@@ -269,14 +269,12 @@ def glued() -> Any:
 def test_a_tokenizer_that_aligns_no_word_of_the_lexicon_is_refused_with_the_counts() -> None:
     base = base_model()
     tuned = load_pair(base, taught().tuned_hf, tokenizer=glued())
-    starred = {word: f"{word}*" for word in STATED}
-    given = [" ".join(starred.get(word, word) for word in text[:-1].split()) for text in texts()]
-    for dictionaries in ({}, {"saes": saes(tuned), "triples": triples()}):
-        with pytest.raises(GateError, match=r"0 lexicon words and [0-9]{3} others align with whole tokens"):
-            alone(tuned, texts=given, folds=3, **dictionaries)
-    every = [" ".join(f"{word}*" for word in text[:-1].split()) for text in texts()]
-    with pytest.raises(GateError, match="0 lexicon words and 0 others align with whole tokens"):
-        alone(tuned, texts=every)
+    for of, n in ((STATED, "[0-9]{3}"), (WORDS, "0")):
+        starred = {word: f"{word}*" for word in of}
+        given = [" ".join(starred.get(word, word) for word in text[:-1].split()) for text in texts()]
+        for dictionaries in ({}, {"saes": saes(tuned), "triples": triples()}):
+            with pytest.raises(GateError, match=f"0 lexicon words and {n} others align with whole tokens"):
+                alone(tuned, texts=given, folds=3, **dictionaries)
 
 
 def test_words_that_align_nowhere_in_the_triples_are_refused() -> None:
@@ -302,6 +300,8 @@ def test_words_that_align_nowhere_in_the_triples_are_refused() -> None:
         ({"lexicon": {"good": float("nan")}}, "'good'"),
         ({"lexicon": {}}, "empty"),
         ({"texts": "one text"}, "texts must be a list of strings"),
+        ({"contexts": 2}, "min_contexts must lie between 1 and contexts=2; 3 given"),
+        ({"min_contexts": 0}, "min_contexts must lie between 1 and contexts=8; 0 given"),
     ],
 )
 def test_what_words_alone_cannot_say_is_refused(changes: dict[str, Any], message: str) -> None:

@@ -67,6 +67,9 @@ def test_folds_follow_the_seed(split: str) -> None:
 def test_a_single_lemma_is_fewer_than_the_folds_and_an_unknown_split_is_refused() -> None:
     with pytest.raises(LensError, match="3 folds need as many lemmas; the triples have 1"):
         list(parts_of(rows_of(["a"] * 12, list(range(12))), split="lemma", folds=3, seed=0))
+    for folds, split in ((1, "lemma"), (61, "row")):
+        with pytest.raises(LensError, match=f"folds must be at least 2 and at most the 60 rows.*; {folds} given"):
+            list(parts_of(drawn(0), split=split, folds=folds, seed=0))
     with pytest.raises(LensError, match="split must be 'lemma' or 'row'; 'text' given"):
         list(parts_of(drawn(0), split="text", folds=3, seed=0))
 

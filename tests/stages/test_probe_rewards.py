@@ -158,6 +158,8 @@ def test_what_a_reward_model_has_not_is_left_out_and_the_rest_shows_itself(learn
     assert set(learned.baselines) == {"frequency"}
     assert np.isnan(learned.predicted).all() and np.isnan(learned.exposure).all()
     assert learned.grid_frame().empty
+    with pytest.raises(LensError, match="reward_head was measured without exposure"):
+        learned.by("exposure")
     assert "reward_head" in learned._repr_html_()
     assert learned.plot().data and learned.plot_neutral().data
     assert learned.dashboard(tmp_path / "words.html", texts()[:2]).stat().st_size > 10_000

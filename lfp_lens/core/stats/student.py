@@ -58,7 +58,9 @@ def student_null(values: Float[np.ndarray, " n"]) -> StudentNull:
     values = np.asarray(values, float)
     if len(values) < 20 or not np.isfinite(values).all():
         finite = int(np.isfinite(values).sum())
-        raise LensError(f"An empirical null needs at least 20 values, all finite; {len(values)} given, {finite} finite.")
+        raise LensError(
+            f"An empirical null needs at least 20 values, all finite; {len(values)} given, {finite} finite."
+        )
     middle, spread = float(np.median(values)), float(stats.median_abs_deviation(values))
     if not spread > 0:
         raise LensError("More than half of the null's values are equal: it has no spread.")

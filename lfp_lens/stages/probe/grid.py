@@ -224,6 +224,8 @@ def parts_of(
     from sklearn.model_selection import GroupKFold, KFold
 
     n = len(rows.target)
+    if not 2 <= folds <= n:
+        raise LensError(f"folds must be at least 2 and at most the {n} rows of the triples; {folds} given.")
     if split == "row":
         yield from KFold(folds, shuffle=True, random_state=seed).split(np.zeros(n))
         return

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from lfp_lens.core.errors import GateError
+from lfp_lens.core.errors import GateError, LensError
 from lfp_lens.parts.activations import Encoded, encode
 from lfp_lens.parts.word_classes import is_function_word
 from lfp_lens.parts.words import Occurrence, find_words
@@ -47,6 +47,8 @@ def choose(
     Function words outside the lexicon are left out: their contexts are not those of content words. So are capitals: "Grace"
     is a name, not the lexicon's word. Raises `GateError` if too few lexicon words or too few others remain.
     """
+    if not 1 <= min_contexts <= contexts:
+        raise LensError(f"min_contexts must lie between 1 and contexts={contexts}; {min_contexts} given.")
     encoded = encode(tokenizer, texts, max_tokens=max_tokens)
     reach = [text.offsets[-1][1] if text.offsets else 0 for text in encoded]
     counts: Counter[str] = Counter()
