@@ -166,7 +166,7 @@ def code_fingerprint(verb: str) -> str:
     package = Path(__file__).parents[1]
     stage = package / "stages"
     sources = [
-        *package.glob("core/*.py"),
+        *package.glob("core/**/*.py"),
         *package.glob("parts/**/*.py"),
         *stage.glob(f"{verb}.py"),
         *stage.glob(f"{verb}/*.py"),

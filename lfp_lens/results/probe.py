@@ -18,6 +18,7 @@ from lfp_lens.core.stats import (
     discoveries,
     rank_agreement,
 )
+from lfp_lens.core.stats.wrong import KINDS, p_of_strength, p_of_wrong_sign
 from lfp_lens.core.store import Store
 from lfp_lens.results import dashboard
 from lfp_lens.results.grid import GridCell, grid_frame, verdict
@@ -25,7 +26,6 @@ from lfp_lens.results.paper_tables import paper_table
 from lfp_lens.results.sweep import OutsideWords, Sweep
 from lfp_lens.results.tunings import Tunings
 from lfp_lens.results.word_errors import AgainstPermuted, error_frame, frequency_error, mean_error
-from lfp_lens.results.wrong import KINDS, p_of_strength, p_of_wrong_sign
 from lfp_lens.view import page, plots, word_plots
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class Learned:
         Args:
             fdr: Benjamini-Hochberg, over all words tested.
             kind: `flipped`, learned with the opposite sign, tested against the matched neutral words; `muted` or `inflated`,
-                more weakly or more strongly than words rated alike (`results.wrong`), without those flipped.
+                more weakly or more strongly than words rated alike (`core.stats.wrong`), without those flipped.
             against: `stated`, or another lexicon (word -> value): its words that were measured are tested.
 
         An empty list means that none is certain, not that all are right.
@@ -156,18 +156,22 @@ class Learned:
         self._require_test()
         if kind not in KINDS:
             raise unknown("kind of wrong words", kind, KINDS)
-        if isinstance(against, str) and against != "stated":
-            raise unknown("stated feedback", against, ("stated",))
-        rows = np.arange(len(self.words)) if isinstance(against, str) else self._shared(against, signed=True)
-        rated = self.stated if isinstance(against, str) else np.array([against[self.words[row]] for row in rows])
-        p_flipped = p_of_wrong_sign(self.z[rows], rated, self.neutral_z)
-        p_value, flipped = p_flipped, discoveries(p_flipped, fdr)
-        found = flipped
+        if not isinstance(against, Mapping) and against != "stated":
+            raise LensError(
+                f"against is 'stated' or a mapping of words to values (lfp_lens.parts.lexicons.load_lexicon reads one from a "
+                f"name or a file); {against!r} given."
+            )
+        rows, rated = np.arange(len(self.words)), self.stated
+        if not isinstance(against, str):
+            rows, rated = self._shared(against, signed=True)
+        p_value = p_of_wrong_sign(self.z[rows], rated, self.neutral_z)
+        flipped = discoveries(p_value, fdr)
+        name, found = "p_wrong", flipped
         if kind != "flipped":
-            p_value = p_of_strength(self.recipe[rows] if self.has_replicates else self.measured[rows], rated, kind)
+            name, p_value = "p_value", p_of_strength(self.z[rows], rated, kind)
             found = discoveries(p_value, fdr) & ~flipped
-        frame = self.to_frame().iloc[rows].assign(stated=rated, p_wrong=p_value)[found]
-        return frame.sort_values("p_wrong", ignore_index=True)
+        frame = self.to_frame().drop(columns="p_wrong").iloc[rows].assign(stated=rated)
+        return frame.assign(**{name: p_value})[found].sort_values(name, ignore_index=True)
 
     def unlearned(self) -> "pd.DataFrame":
         """List the words whose value lies inside the central 80 % of neutral words: no sign of feedback."""
@@ -214,14 +218,12 @@ class Learned:
 
     def agreement(self, lexicon: Mapping[str, float], *, seed: int = 0) -> RankAgreement:
         """Give tau-b of `measured` with any other lexicon, over the words it shares with this result."""
-        rows = self._shared(lexicon)
-        given = np.array([lexicon[self.words[row]] for row in rows])
+        rows, given = self._shared(lexicon)
         return rank_agreement(self.measured[rows], given, np.array(self.lemma)[rows], seed=seed)
 
     def sign_accuracy(self, lexicon: Mapping[str, float], *, seed: int = 0) -> Estimate:
         """Give the balanced sign accuracy against any other lexicon."""
-        rows = self._shared(lexicon)
-        given = np.array([lexicon[self.words[row]] for row in rows])
+        rows, given = self._shared(lexicon)
         return balanced_sign_accuracy(self.measured[rows], given, np.array(self.lemma)[rows], seed=seed)
 
     def _require_test(self) -> None:
@@ -231,12 +233,18 @@ class Learned:
                 "probe with signal='implicit_reward'."
             )
 
-    def _shared(self, lexicon: Mapping[str, float], *, signed: bool = False) -> Int[np.ndarray, " rows"]:
-        shared = [row for row, word in enumerate(self.words) if word in lexicon and (lexicon[word] or not signed)]
-        rows = np.array(shared, dtype=int)
+    def _shared(
+        self, lexicon: Mapping[str, float], *, signed: bool = False
+    ) -> tuple[Int[np.ndarray, " rows"], Float[np.ndarray, " rows"]]:
+        """Give the rows that a lexicon rates (other than 0, if `signed`), with its values."""
+        values = {word.lower(): float(value) for word, value in lexicon.items()}
+        odd = [word for word, value in values.items() if not np.isfinite(value)]
+        if odd:
+            raise LensError(f"The values of a lexicon are finite numbers; that of {odd[0]!r} is {values[odd[0]]}.")
+        rows = [row for row, word in enumerate(self.words) if word in values and (values[word] or not signed)]
         if len(rows) < 3:
             raise GateError(f"The lexicon shares {len(rows)} words with the {len(self.words)} measured; 3 are needed.")
-        return rows
+        return np.array(rows), np.array([values[self.words[row]] for row in rows])
 
     def to_frame(self) -> "pd.DataFrame":
         """Give one row per word."""

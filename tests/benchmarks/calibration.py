@@ -26,8 +26,8 @@ from lfp_lens.core.stats import (
 )
 from lfp_lens.core.stats.pairs import tau_statistic
 from lfp_lens.core.stats.resampling import bca_interval
+from lfp_lens.core.stats.wrong import p_of_wrong_sign
 from lfp_lens.parts.lexicons import load_lexicon
-from lfp_lens.results.wrong import p_of_wrong_sign
 
 COVERED = (93.5, 96.5)
 """Percent of 95 % intervals that must hold the truth."""

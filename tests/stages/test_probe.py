@@ -11,6 +11,7 @@ import torch
 from scipy import stats
 
 from lfp_lens.core.errors import GateError, LensError
+from lfp_lens.core.stats.wrong import p_of_wrong_sign
 from lfp_lens.parts import readings
 from lfp_lens.parts.activation_cache import open_cache
 from lfp_lens.parts.cache import cache as cache_of
@@ -18,7 +19,6 @@ from lfp_lens.parts.pair import Pair, load_pair
 from lfp_lens.parts.readings import random_vectors
 from lfp_lens.results import Learned, SAESet, Triples
 from lfp_lens.results.train_sae import SAEWeights
-from lfp_lens.results.wrong import p_of_wrong_sign
 from lfp_lens.stages.probe import probe
 from lfp_lens.stages.probe.grid import Rows, cross_predict, per_word, read_grid, score_grid
 from lfp_lens.stages.probe.values import zero_of

@@ -100,7 +100,7 @@ def learned(facts: Facts) -> Learned:
         words=words, stated=stated, lemma=tuple(lemma.tolist()), measured=values, measured_low=found.low[kept],
         measured_high=found.high[kept], recipe=found.recipe[0, kept], recipe_low=found.recipe[1, kept],
         recipe_high=found.recipe[2, kept], raw=found.raw[kept], contexts=found.contexts[kept], tokens=measured.tokens[kept],
-        log_frequency=often, exposure=measured.exposure[kept], **_predictions(probed, words, found.scale),
+        log_frequency=often, exposure=measured.exposure[kept], **_predictions(probed, words, found.scale[kept]),
         p_wrong=found.p_wrong[kept], z=found.z[kept], neutral_z=found.z[neutrals] if len(found.null) else found.null,
         neutral_words=tuple(measured.words[row] for row in neutrals), neutral=found.null,
         outside=None if facts.is_delta else _outside(measured, found, rated), signal=facts.signal,
@@ -153,7 +153,7 @@ def _grid(facts: Facts, lemma: Mapping[str, str]) -> tuple[tuple[GridCell, ...],
     return score_grid(readings, rows.rows, facts.stated, of, seed=facts.given["seed"]), probed
 
 
-def _predictions(probed: Predicted | None, words: Sequence[str], scale: float) -> dict[str, np.ndarray]:
+def _predictions(probed: Predicted | None, words: Sequence[str], scale: np.ndarray) -> dict[str, np.ndarray]:
     """Give the probe's held-out values of these words, NaN where it has none."""
     nothing = (np.nan,) * 3
     told = np.array([probed.values.get(word, nothing) if probed else nothing for word in words]).T / scale

@@ -14,6 +14,7 @@ from lfp_lens.parts.readings import WordTokens, aligned, embeddings, random_vect
 from lfp_lens.parts.signals import Signal, activation_delta
 from lfp_lens.parts.valence import token_values
 from lfp_lens.parts.word_passes import read_words
+from lfp_lens.parts.words import stem
 from lfp_lens.results.contrast import MEMBERS, Triples
 from lfp_lens.stages.probe.grid import Rows, per_word
 
@@ -68,7 +69,8 @@ def read_triples(
     n = len(usable)
     ends = np.r_[:n, 2 * n : 3 * n]
     words = [triples.words(member)[row].lower() for member in ("positive", "negative") for row in usable]
-    lemma = [triples.lemma(member)[row] for member in ("positive", "negative") for row in usable]
+    # Triples made by hand, or before they told their lemmas, would part word families.
+    lemma = [triples.lemmas.get(word) or stem(word) for word in words]
     readings: dict[tuple[str, str], np.ndarray] = {}
     deltas: dict[str, np.ndarray] = {}
     by_word: dict[str, dict[str, float]] = {}

@@ -1,5 +1,6 @@
 """Which words are measured, in which contexts, and which words outside the lexicon define zero."""
 
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -55,20 +56,16 @@ def choose(
     found: dict[str, list[Occurrence]] = {}
     for spot in find_words(texts):
         counts[spot.word] += 1
-        if spot.word not in lexicon and is_function_word(spot.word):
+        if not lexicon.get(spot.word) and is_function_word(spot.word):
             continue
         is_lower = texts[spot.text][spot.start : spot.end] == spot.word
         if is_lower and spot.start >= MIN_CHARACTERS and spot.end <= reach[spot.text]:
             found.setdefault(spot.word, []).append(spot)
-    generator = np.random.default_rng(seed)
-    kept: list[Occurrence] = []
-    for word in sorted(found):
-        spots = found[word]
-        if len(spots) >= min_contexts:
-            picked = generator.permutation(len(spots))[:contexts]
-            kept += [spots[at] for at in sorted(picked)]
+    kept = [
+        spot for word, spots in found.items() if len(spots) >= min_contexts for spot in _drawn(spots, contexts, seed)
+    ]
     have = {spot.word for spot in kept}
-    n_stated = sum(word in lexicon for word in have)
+    n_stated = sum(bool(lexicon.get(word)) for word in have)
     for name, n, least in (
         ("lexicon words", n_stated, MIN_WORDS),
         ("words outside the lexicon", len(have) - n_stated, MIN_NEUTRAL),
@@ -83,6 +80,18 @@ def choose(
     for spot in kept:
         spans[spot.text].append((spot.start, spot.end))
     return Chosen(texts, encoded, kept, spans, counts)
+
+
+def _drawn(spots: Sequence[Occurrence], contexts: int, seed: int) -> list[Occurrence]:
+    """Draw some occurrences of one word, from as many texts as there are; what is drawn depends on no other word."""
+    generator = np.random.default_rng([seed, zlib.crc32(spots[0].word.encode())])
+    order = [spots[at] for at in generator.permutation(len(spots))]
+    turns: Counter[int] = Counter()
+    ranked = []
+    for place, spot in enumerate(order):
+        ranked.append((turns[spot.text], place))
+        turns[spot.text] += 1
+    return [order[place] for _, place in sorted(ranked)[:contexts]]
 
 
 def matched_neutrals(

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from scipy import stats
 
 from lfp_lens.core.errors import GateError, unknown
-from lfp_lens.core.stats import student_null
+from lfp_lens.core.stats.student import student_null
 
 KINDS = ("flipped", "muted", "inflated")
 """Learned with the opposite sign; with too little of it; with too much."""

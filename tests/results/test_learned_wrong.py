@@ -9,9 +9,9 @@ from scipy import stats
 
 from lfp_lens.core.errors import GateError, LensError
 from lfp_lens.core.stats import discoveries
+from lfp_lens.core.stats.wrong import p_of_strength
 from lfp_lens.results import Learned
 from lfp_lens.results.tunings import Tunings
-from lfp_lens.results.wrong import p_of_strength
 from tests.results import samples
 
 
