@@ -21,6 +21,8 @@ from lfp_lens.core.errors import LensError
 C = TypeVar("C", bound=type)
 _classes: dict[str, type] = {}
 RESULT_FILE, ARRAY_FILE = "result.json", "arrays.npz"
+SHOWN_PARTS, SHOWN_LETTERS = 6, 200
+"""How much of a field is printed."""
 DAMAGE = (
     OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SyntaxError, NotImplementedError,
     zipfile.BadZipFile, zlib.error, tokenize.TokenError,
@@ -44,17 +46,35 @@ class HasFiles(Protocol):
 
 @dataclass_transform(frozen_default=True, eq_default=False)
 def record(cls: C) -> C:
-    """Make a class a frozen dataclass that the store can write and read.
+    """Make a class a frozen dataclass that the store can write and read. It prints short: arrays by shape, long fields by length.
 
     >>> @record
     ... class Point:
     ...     x: float
-    >>> Point(1.0).x
-    1.0
+    ...     path: np.ndarray
+    >>> Point(1.0, np.zeros((2, 3)))
+    Point(x=1.0, path=float64[2, 3])
     """
-    made: C = dataclasses.dataclass(frozen=True, eq=False)(cls)  # type: ignore[assignment]
+    if "__repr__" not in vars(cls):
+        cls.__repr__ = _short  # type: ignore[assignment]
+    made: C = dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)  # type: ignore[assignment]
     _classes[made.__name__] = made
     return made
+
+
+def _short(self: Any) -> str:
+    """Print a record in a line or two, whatever it holds."""
+    fields = ", ".join(f"{field.name}={_told(getattr(self, field.name))}" for field in dataclasses.fields(self))
+    return f"{type(self).__name__}({fields})"
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, np.ndarray) and value.ndim:
+        return f"{value.dtype}[{', '.join(map(str, value.shape))}]"
+    if isinstance(value, (tuple, list, dict)) and len(value) > SHOWN_PARTS:
+        return f"{type(value).__name__}[{len(value)}]"
+    text = repr(value)
+    return text if len(text) <= SHOWN_LETTERS else f"{text[:SHOWN_LETTERS]} …"
 
 
 def file_owner(cls: C) -> C:

@@ -41,6 +41,10 @@ def load_lexicon(source: str | os.PathLike[str] | Mapping[str, float]) -> dict[s
     """
     if isinstance(source, Mapping):
         return _checked_mapping(source)
+    if not isinstance(source, (str, os.PathLike)):
+        raise LensError(
+            f"A lexicon is 'vader', a file or a mapping of words to values; a {type(source).__name__} given."
+        )
     if source == "vader":
         return dict(_vader())
     path = Path(source).expanduser()

@@ -1,6 +1,7 @@
 """Replicates: other tunings of the same base, opened as pairs that share it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,29 @@ SAME = ("base_fingerprint", "method", "reward", "scope")
 
 
 def listed(given: Any) -> tuple[Any, ...]:
-    """Give what a verb's `replicates=` stands for as a tuple: one checkpoint may be given without a list."""
+    """Give what a verb's `replicates=` stands for as a tuple: None, or one checkpoint, may be given without a list."""
+    if given is None:
+        return ()
     is_one = isinstance(given, (str, Path, Pair)) or hasattr(given, "state_dict")
     return (given,) if is_one else tuple(given)
+
+
+def names_of(given: Sequence[Any], kind: str) -> tuple[str, ...]:
+    """Give every checkpoint a name: its path without the folders that all of them share, or its number."""
+    paths = [Path(source).parts for source in given if isinstance(source, (str, Path))]
+    from_front = _shared(paths)
+    from_back = _shared([parts[from_front:][::-1] for parts in paths])
+    names = []
+    for at, source in enumerate(given, start=1):
+        parts = Path(source).parts if isinstance(source, (str, Path)) else ()
+        own = parts[from_front : len(parts) - from_back]
+        names.append("/".join(own) if own else parts[-1] if parts else f"{kind} {at}")
+    return tuple(names)
+
+
+def _shared(paths: Sequence[tuple[str, ...]]) -> int:
+    """Give how many parts all paths begin with, if there are several."""
+    return 0 if len(paths) < 2 else sum(1 for _ in takewhile(lambda parts: len(set(parts)) == 1, zip(*paths)))
 
 
 def open_replicates(pair: Pair, replicates: Iterable[Any], *, kind: str = "replicate") -> list[Pair]:

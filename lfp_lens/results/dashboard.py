@@ -213,7 +213,7 @@ def _strength_section(learned: "Learned") -> Section:
             found = learned.wrong(fdr=FDR, kind=kind)
         except GateError as reason:
             return Section("strength", title, refusal=str(reason))
-        shown = found[["word", "stated", "measured", "contexts", "p_wrong"]].rename(columns={"p_wrong": "p_value"})
+        shown = found[["word", "stated", "measured", "contexts", "p_value"]]
         told = f"{than} than words stated alike: {len(found):,} of {len(learned.words):,}"
         fragments.append(page.table(shown, f"{told}, false discovery rate {100 * FDR:.0f} % in this list"))
     return Section(

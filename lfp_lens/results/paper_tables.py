@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import stats
 
-from lfp_lens.core.errors import LensError, unknown
+from lfp_lens.core.errors import LensError
 from lfp_lens.core.stats import Estimate, RankAgreement, rank_agreement, tau_as_published
 from lfp_lens.results import published
 
@@ -38,7 +38,11 @@ def paper_table(learned: "Learned", number: int, *, words: int | Sequence[str] |
         10: lambda: polarity_table(learned, seed),
     }
     if number not in makers:
-        raise unknown("table", str(number), [str(known) for known in makers])
+        raise LensError(
+            f"Table {number!r} is not among those of this result: give one of {', '.join(map(str, makers))}."
+        )
+    if isinstance(words, str):
+        words = [words]
     if words is not None and number not in (2, 9):
         raise LensError(f"words= chooses the rows of Tables 2 and 9; Table {number} is of all words.")
     return makers[number]()

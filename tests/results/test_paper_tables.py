@@ -150,7 +150,7 @@ def test_a_signal_signed_by_the_label_is_no_evidence_of_sign() -> None:
 
 
 def test_another_table_is_refused_with_those_there_are() -> None:
-    with pytest.raises(LensError, match=r"Unknown table '3'.*Known: 10, 2, 4, 5, 9"):
+    with pytest.raises(LensError, match=r"Table 3 is not among those .* give one of 2, 4, 5, 9, 10"):
         a_learned().table(3)
 
 

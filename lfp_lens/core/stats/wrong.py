@@ -54,6 +54,10 @@ def p_of_strength(
         line = stats.theilslopes(learned, strength) if np.ptp(strength) else None
         expected = line.intercept + line.slope * strength if line else np.full(len(rows), np.median(learned))
         rest = learned - expected
+        if not stats.median_abs_deviation(rest) > 0:
+            raise GateError(
+                "More than half of the words of a polarity were learned alike: nothing tells what is usual."
+            )
         fitted = student_null(rest)
         found[rows] = fitted.cdf(rest) if kind == "muted" else fitted.sf(rest)
     return found

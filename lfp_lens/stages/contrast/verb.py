@@ -1,6 +1,6 @@
 """The verb: triples of words from texts and a lexicon, or of whole answers from preference pairs and a rewriter."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, overload
@@ -112,6 +112,8 @@ def contrast(
     """
     if max_triples < MIN_TRIPLES:
         raise LensError(f"max_triples must be at least {MIN_TRIPLES}; {max_triples} given.")
+    if isinstance(texts, Iterable) and not isinstance(texts, (str, Preference)):
+        texts = list(texts)  # type: ignore[assignment]
     pairs = _pairs(texts)
     if pairs is None:
         _refuse("preference pairs", "texts", rewriter=rewriter, task=task, swap=swap)
@@ -142,11 +144,13 @@ def _pairs(texts: Any) -> list[Preference] | None:
         raise LensError("contrast needs a list of texts (strings) or of preference pairs, at least one.")
     if all(isinstance(one, str) for one in texts):
         return None
-    odd = next((one for one in texts if not isinstance(one, Preference)), None)
-    if odd is not None or not all(isinstance(part, str) for pair in texts for part in pair):
+    kinds = {type(one).__name__ for one in texts if not isinstance(one, (str, Preference))} or {
+        "str" for one in texts if isinstance(one, str)
+    }
+    if kinds or not all(isinstance(part, str) for pair in texts for part in pair):
         raise LensError(
             f"contrast needs a list of texts (strings) or of preference pairs (`lfp_lens.load_preferences(...).test`), "
-            f"all of one kind; there is {type(odd).__name__ if odd is not None else 'a pair that holds no text'}."
+            f"all of one kind; there is {', '.join(sorted(kinds)) or 'a pair that holds no text'}."
         )
     return list(texts)
 

@@ -12,7 +12,7 @@ from lfp_lens.core.store import Store, keep
 from lfp_lens.parts.cache import in_key, opened
 from lfp_lens.parts.lexicons import load_lexicon
 from lfp_lens.parts.pair import Pair
-from lfp_lens.parts.replicates import listed, open_replicates
+from lfp_lens.parts.replicates import listed, names_of, open_replicates
 from lfp_lens.parts.reward_models import RewardModel
 from lfp_lens.parts.signals import DELTA, REWARD_HEAD, make_signal
 from lfp_lens.parts.speed import fast_matmul
@@ -92,7 +92,10 @@ def probe(
     >>> learned = probe(pair, saes, triples, texts); learned.wrong(fdr=0.1)  # doctest: +SKIP
     >>> probe(pair, texts=texts, replicates=["seed1", "seed2"]).tunings.reliability  # doctest: +SKIP
     """
+    replicates, shuffled = listed(replicates), listed(shuffled)
+    texts = texts if texts is None or isinstance(texts, str) else list(texts)
     inputs = dict(locals())
+    _check_types(inputs)
     if gate not in GATES:
         raise unknown("gate", gate, GATES)
     if isinstance(triples, PreferenceTriples):
@@ -105,7 +108,7 @@ def probe(
     sites: tuple[str, ...] = ()
     if saes is not None:
         sites = saes.passing() if gate == "refuse" else saes.sites
-    others = [open_replicates(pair, listed(given), kind=kind)
+    others = [open_replicates(pair, given, kind=kind)
               for given, kind in ((replicates, "replicate"), (shuffled, "shuffled tuning"))]  # fmt: skip
     _check_copies(pair, *others)
     keyed = inputs | {
@@ -119,7 +122,7 @@ def probe(
         held = None
         if saes is not None and triples is not None:
             held = opened(cache, pair, saes.sites, triples.up_to_word(), max_tokens=max_tokens, keep_end=True)
-        names = _names(replicates, "replicate"), _names(shuffled, "shuffled tuning")
+        names = names_of(replicates, "replicate"), names_of(shuffled, "shuffled tuning")
         with fast_matmul():
             facts = read_pair(pair, saes, sites, triples, stated, name, made, others, inputs | {"cache": held})
         return learned(dataclasses.replace(facts, names=names))
@@ -176,12 +179,27 @@ def _preferences(inputs: Mapping[str, Any]) -> LearnedPreference:
     return keep(inputs["store"], "probe", in_key(given | options), make)
 
 
+def _check_types(given: Mapping[str, Any]) -> None:
+    """Refuse what stands in the wrong place, before anything is read."""
+    kinds = {"pair": (Pair, RewardModel), "saes": (SAESet, type(None)), "store": (Store, type(None)),
+             "triples": (Triples, PreferenceTriples, type(None))}  # fmt: skip
+    for name, allowed in kinds.items():
+        if not isinstance(given[name], allowed):
+            wanted = " or ".join(kind.__name__ for kind in allowed if kind is not type(None))
+            raise LensError(f"{name} must be a {wanted}; a {type(given[name]).__name__} given.")
+    for name, least in (("seed", 0), ("neutral_words", 1)):
+        if not isinstance(given[name], int) or given[name] < least:
+            raise LensError(f"{name} must be a whole number of at least {least}; {given[name]!r} given.")
+
+
 def _check(given: Mapping[str, Any], name: str) -> None:
     pair, saes, triples, texts = (given[part] for part in ("pair", "saes", "triples", "texts"))
     if (saes is None) != (triples is None):
         raise LensError("Probes are fitted on triples and read SAE features: give both saes and triples, or neither.")
     if texts is None:
-        raise LensError("probe measures words in texts: give held-out texts.")
+        raise LensError("probe measures words in texts: give held-out texts, a list of strings.")
+    if name == DELTA and (given["replicates"] or given["shuffled"]):
+        raise LensError(f"{DELTA} is read from SAEs of one pair: it has no replicates and no shuffled tunings.")
     if given["split"] not in SPLITS:
         raise LensError(f"split must be 'lemma' or 'row'; {given['split']!r} given.")
     if saes is None:
@@ -204,9 +222,3 @@ def _check_copies(pair: Pair, replicates: Sequence[Pair], shuffled: Sequence[Pai
         raise LensError(
             "The same checkpoint is given twice among tuned, replicates and shuffled: a copy is no further tuning."
         )
-
-
-def _names(given: Any, kind: str) -> tuple[str, ...]:
-    return tuple(
-        Path(one).name if isinstance(one, (str, Path)) else f"{kind} {at}" for at, one in enumerate(listed(given), 1)
-    )
