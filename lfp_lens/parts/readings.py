@@ -4,7 +4,7 @@ Every reading is averaged over the word's own tokens, beginning-of-text and padd
 concatenated in layer order (numeric).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,46 +15,22 @@ from lfp_lens.core.errors import LensError
 from lfp_lens.core.fingerprint import fingerprint
 from lfp_lens.parts.activation_cache import ActivationCache, Place
 from lfp_lens.parts.activations import Encoded, batches, tokens_of_span, word_ids
+from lfp_lens.parts.signals import Seen
 from lfp_lens.parts.sites import activations_at
+from lfp_lens.parts.word_passes import Look
 
 RANDOM_WIDTH = 256
 
 
 class WordTokens:
-    """Activations at the tokens of one word per text, and which row each token belongs to.
-
-    `rows` maps each kept token to its occurrence; occurrences that do not align with whole tokens are refused, so
-    filter them with `aligned` first. What a `cache` holds of `side` is read from it, and the model runs on the other texts.
-    """
+    """Activations at the tokens of one word per text, and which row each token belongs to."""
 
     def __init__(
-        self,
-        model: Any,
-        encoded: Sequence[Encoded],
-        spans: Sequence[tuple[int, int]],
-        sites: Sequence[str],
-        *,
-        cache: ActivationCache | None = None,
-        side: str = "tuned",
+        self, rows: torch.Tensor, tokens_ND: Mapping[str, torch.Tensor], n_rows: int, device: torch.device | str
     ) -> None:
-        positions = [tokens_of_span(text, span) for text, span in zip(encoded, spans)]
-        if not all(positions):
-            raise LensError(f"{sum(not tokens for tokens in positions)} words do not align with whole tokens.")
-        self.sites = tuple(sites)
-        self.n_rows = len(encoded)
-        self._device = model.device
-        held: dict[int, Place] = {}
-        if cache is not None and all((side, site) in cache.streams for site in sites):
-            places = [cache.word(text, own) for text, own in zip(encoded, positions)]
-            held = {row: place for row, place in enumerate(places) if place is not None}
-        asked = [row for row in range(len(encoded)) if row not in held]
-        rows, found = _read_model(model, encoded, positions, asked, sites)
-        if cache is not None:
-            rows += [row for row, place in held.items() for _ in range(place.n)]
-            for site in sites:
-                found[site] += [cache.at(place, (side, site)) for place in held.values()]
-        self.rows = torch.tensor(rows)
-        self.tokens_ND = {site: torch.cat(parts) for site, parts in found.items()}
+        self.rows, self.tokens_ND, self.n_rows = rows, tokens_ND, n_rows
+        self.sites = tuple(tokens_ND)
+        self._device = device
 
     def raw(self) -> Float[np.ndarray, "rows width"]:
         """Give the activations themselves, averaged over each word's tokens."""
@@ -74,6 +50,63 @@ class WordTokens:
             sums = torch.zeros(self.n_rows, part_NF.shape[1]).index_add_(0, self.rows, part_NF)
             means.append(sums / counts)
         return torch.cat(means, dim=1).double().numpy()
+
+
+class AtWords:
+    """Keeps some models' activations at the tokens of every word; an observer of `read_words` for texts of one word each."""
+
+    def __init__(self, sites: Sequence[str], models: Sequence[int]) -> None:
+        self.sites = tuple(sites)
+        self._models = tuple(models)
+        self._rows: list[torch.Tensor] = []
+        self._acts: dict[tuple[int, str], list[torch.Tensor]] = {}
+
+    def see_words(self, look: Look) -> None:
+        """Take the words of one batch."""
+        places = look.places
+        self._rows.append(places.word_N)
+        for model in self._models:
+            for site in self.sites:
+                part = look.acts[model][site][places.line_N, places.at_N].float().cpu()
+                self._acts.setdefault((model, site), []).append(part)
+
+    def see_predictions(self, which: int, seen: Seen, word_N: np.ndarray) -> None:
+        """Predictions are not wanted."""
+
+    def tokens(self, model: int, n_rows: int, device: torch.device | str) -> WordTokens:
+        """Give what one model showed."""
+        found = {site: torch.cat(self._acts[model, site]) for site in self.sites}
+        return WordTokens(torch.cat(self._rows), found, n_rows, device)
+
+
+def word_tokens(
+    model: Any,
+    encoded: Sequence[Encoded],
+    spans: Sequence[tuple[int, int]],
+    sites: Sequence[str],
+    *,
+    cache: ActivationCache | None = None,
+    side: str = "tuned",
+) -> WordTokens:
+    """Read the activations at one word per text; what a `cache` holds of `side` is read from it, the rest from the model.
+
+    Occurrences that do not align with whole tokens are refused with a `LensError`, so filter them with `aligned` first.
+    """
+    positions = [tokens_of_span(text, span) for text, span in zip(encoded, spans)]
+    if not all(positions):
+        raise LensError(f"{sum(not tokens for tokens in positions)} words do not align with whole tokens.")
+    held: dict[int, Place] = {}
+    if cache is not None and all((side, site) in cache.streams for site in sites):
+        places = [cache.word(text, own) for text, own in zip(encoded, positions)]
+        held = {row: place for row, place in enumerate(places) if place is not None}
+    asked = [row for row in range(len(encoded)) if row not in held]
+    rows, found = _read_model(model, encoded, positions, asked, sites)
+    if cache is not None:
+        rows += [row for row, place in held.items() for _ in range(place.n)]
+        for site in sites:
+            found[site] += [cache.at(place, (side, site)) for place in held.values()]
+    tokens = {site: torch.cat(parts) for site, parts in found.items()}
+    return WordTokens(torch.tensor(rows), tokens, len(encoded), model.device)
 
 
 def _read_model(

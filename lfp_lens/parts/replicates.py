@@ -8,6 +8,7 @@ from typing import Any
 from lfp_lens.core.errors import LensError
 from lfp_lens.parts.checkpoints import DTYPES, weights_fingerprint
 from lfp_lens.parts.pair import Pair, load_pair
+from lfp_lens.parts.rewards.make import REWARDS
 
 SAME = ("base_fingerprint", "method", "reward", "scope")
 """What the tuning records of two replicates agree on."""
@@ -49,11 +50,14 @@ def open_replicates(pair: Pair, replicates: Iterable[Any], *, kind: str = "repli
             must agree; anything else may have been tuned on another reward.
     """
     opened: list[Pair] = []
+    own = (pair.tuning or {}).get("reward")
     for at, source in enumerate(replicates, start=1):
         name = str(source) if isinstance(source, (str, Path)) else f"{kind} {at}"
         other = _open(pair, source, name)
         if kind == "replicate":
             check_same_tuning(pair.tuning, other.tuning, name)
+        elif own is not None and own in REWARDS and (other.tuning or {}).get("reward") == own:
+            raise LensError(f"The {kind} {name} was tuned on {own!r}, as the pair was: it is a replicate, not a null.")
         opened.append(other)
     return opened
 

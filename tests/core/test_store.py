@@ -14,7 +14,7 @@ import pytest
 
 from lfp_lens.core.errors import LensError
 from lfp_lens.core.records import home_of, record
-from lfp_lens.core.store import Store, keep
+from lfp_lens.core.store import Store, code_fingerprint, keep
 
 
 @record
@@ -268,3 +268,18 @@ def test_the_store_itself_is_no_part_of_the_key(tmp_path: Path) -> None:
     ]
     assert names[0] == names[1]
     assert "store" not in json.loads((one.root / "probe" / "meta.json").read_text())["inputs"]
+
+
+def test_every_source_that_statistics_stand_in_is_in_the_key_of_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder inside the core counts as the core does: a changed test of words must not give old results."""
+    read: set[str] = set()
+    text = Path.read_text
+
+    def watch(self: Path, *given: Any, **named: Any) -> str:
+        read.add(self.as_posix())
+        return text(self, *given, **named)
+
+    monkeypatch.setattr(Path, "read_text", watch)
+    code_fingerprint.__wrapped__("probe")
+    for name in ("core/stats/wrong.py", "core/stats/agreement.py", "parts/word_passes.py", "stages/probe/values.py"):
+        assert any(path.endswith(f"lfp_lens/{name}") for path in read), name

@@ -11,9 +11,11 @@ from lfp_lens.core.errors import LensError
 from lfp_lens.parts import readings
 from lfp_lens.parts.activations import Encoded, encode, tokens_of_span
 from lfp_lens.parts.cache import cache
-from lfp_lens.parts.readings import RANDOM_WIDTH, WordTokens, aligned, embeddings, random_vectors
+from lfp_lens.parts.readings import RANDOM_WIDTH, AtWords, aligned, embeddings, random_vectors, word_tokens
 from lfp_lens.parts.saes import load_sae
+from lfp_lens.parts.signals import SIGNALS
 from lfp_lens.parts.sites import activations_at
+from lfp_lens.parts.word_passes import read_words
 from tests.tiny import tiny_pair, tiny_texts, tiny_tokenizer, word_saes
 
 SITES = ("blocks.0.hook_mlp_out", "blocks.2.hook_mlp_out")
@@ -35,7 +37,7 @@ def by_hand(row: int, site: str) -> torch.Tensor:
 
 
 def test_a_reading_is_the_mean_over_the_words_tokens_at_every_site() -> None:
-    found = WordTokens(tiny_pair().tuned_hf, encoded(), SPANS, SITES).raw()
+    found = word_tokens(tiny_pair().tuned_hf, encoded(), SPANS, SITES).raw()
     assert found.shape == (len(TEXTS), 32)
     assert len(by_hand(0, SITES[0])) > 3, "a word of several tokens"
     for row in range(len(TEXTS)):
@@ -48,7 +50,7 @@ def test_features_are_encoded_by_token_and_then_averaged() -> None:
     sae = load_sae(saes.one(SITES[0], side="tuned"))
     with torch.no_grad():
         sae.b_enc[:4] = 0.1  # so that features fire on pieces of words as well
-    found = WordTokens(tiny_pair().tuned_hf, encoded(), SPANS, SITES[:1]).features({SITES[0]: sae})
+    found = word_tokens(tiny_pair().tuned_hf, encoded(), SPANS, SITES[:1]).features({SITES[0]: sae})
     with torch.no_grad():
         wanted = torch.stack([sae.encode(by_hand(row, SITES[0])).mean(0) for row in range(len(TEXTS))])
         mean_first = torch.stack([sae.encode(by_hand(row, SITES[0]).mean(0)) for row in range(len(TEXTS))])
@@ -60,18 +62,18 @@ def test_batching_and_order_change_no_reading(monkeypatch: pytest.MonkeyPatch) -
     from lfp_lens.parts import activations
 
     model, texts = tiny_pair().tuned_hf, encoded()
-    together = WordTokens(model, texts, SPANS, SITES).raw()
-    backwards = WordTokens(model, texts[::-1], SPANS[::-1], SITES).raw()[::-1]
+    together = word_tokens(model, texts, SPANS, SITES).raw()
+    backwards = word_tokens(model, texts[::-1], SPANS[::-1], SITES).raw()[::-1]
     np.testing.assert_allclose(together, backwards, atol=1e-5)
     small = lambda given, *, device: activations.batches(given, device=device, max_batch_tokens=1)  # noqa: E731
     monkeypatch.setattr(readings, "batches", small)
-    np.testing.assert_allclose(WordTokens(model, texts, SPANS, SITES).raw(), together, atol=1e-5)
+    np.testing.assert_allclose(word_tokens(model, texts, SPANS, SITES).raw(), together, atol=1e-5)
 
 
 def test_what_follows_a_word_changes_no_reading() -> None:
     model = tiny_pair().tuned_hf
     longer = encode(tiny_tokenizer(), [text + " and the wonderful window" for text in TEXTS], max_tokens=64)
-    one, other = (WordTokens(model, texts, SPANS, SITES).raw() for texts in (encoded(), longer))
+    one, other = (word_tokens(model, texts, SPANS, SITES).raw() for texts in (encoded(), longer))
     np.testing.assert_allclose(one, other, atol=1e-5)
 
 
@@ -86,14 +88,14 @@ def test_what_a_cache_holds_is_read_from_it_and_the_rest_from_the_model(
         asked.append(len(ids_BS))
         return activations_at(model, ids_BS, mask_BS, sites)
 
-    plain = {side: WordTokens(pair.hf(side), texts, SPANS, SITES).raw() for side in ("base", "tuned")}
+    plain = {side: word_tokens(pair.hf(side), texts, SPANS, SITES).raw() for side in ("base", "tuned")}
     monkeypatch.setattr(readings, "activations_at", counting)
     for side, wanted in plain.items():
-        found = WordTokens(pair.hf(side), texts, SPANS, SITES, cache=stored, side=side).raw()
+        found = word_tokens(pair.hf(side), texts, SPANS, SITES, cache=stored, side=side).raw()
         np.testing.assert_allclose(found, wanted, atol=1e-5)
     assert asked == [3, 3], "texts 4 to 6, once for each model"
     whole = cache(pair, SITES, TEXTS, tmp_path / "whole", max_tokens=64)
-    found = WordTokens(pair.base_hf, texts, SPANS, SITES, cache=whole, side="base").raw()
+    found = word_tokens(pair.base_hf, texts, SPANS, SITES, cache=whole, side="base").raw()
     np.testing.assert_allclose(found, plain["base"], atol=1e-5)
     assert asked == [3, 3], "no model runs where everything is held"
 
@@ -101,8 +103,8 @@ def test_what_a_cache_holds_is_read_from_it_and_the_rest_from_the_model(
 def test_a_site_that_a_cache_lacks_is_read_from_the_model(tmp_path: Path) -> None:
     pair, texts = tiny_pair(), encoded()
     stored = cache(pair, SITES[:1], TEXTS, tmp_path / "cache", max_tokens=64)
-    found = WordTokens(pair.tuned_hf, texts, SPANS, SITES, cache=stored).raw()
-    np.testing.assert_array_equal(found, WordTokens(pair.tuned_hf, texts, SPANS, SITES).raw())
+    found = word_tokens(pair.tuned_hf, texts, SPANS, SITES, cache=stored).raw()
+    np.testing.assert_array_equal(found, word_tokens(pair.tuned_hf, texts, SPANS, SITES).raw())
 
 
 def test_a_word_after_a_beginning_of_text_token_inside_the_text_is_found_in_a_cache(tmp_path: Path) -> None:
@@ -114,14 +116,14 @@ def test_a_word_after_a_beginning_of_text_token_inside_the_text_is_found_in_a_ca
     texts = encode(tiny_tokenizer(), given, max_tokens=64)
     stored = cache(pair, SITES, given, tmp_path / "cache", max_tokens=64)
     assert all(stored.word(text, tokens_of_span(text, span)) for text, span in zip(texts, spans))
-    found = WordTokens(pair.tuned_hf, texts, spans, SITES, cache=stored).raw()
-    np.testing.assert_allclose(found, WordTokens(pair.tuned_hf, texts, spans, SITES).raw(), atol=1e-5)
+    found = word_tokens(pair.tuned_hf, texts, spans, SITES, cache=stored).raw()
+    np.testing.assert_allclose(found, word_tokens(pair.tuned_hf, texts, spans, SITES).raw(), atol=1e-5)
 
 
 def test_sites_are_concatenated_in_the_order_given() -> None:
     model, texts = tiny_pair().tuned_hf, encoded()
-    both = WordTokens(model, texts, SPANS, SITES).raw()
-    first, second = (WordTokens(model, texts, SPANS, (site,)).raw() for site in SITES)
+    both = word_tokens(model, texts, SPANS, SITES).raw()
+    first, second = (word_tokens(model, texts, SPANS, (site,)).raw() for site in SITES)
     np.testing.assert_allclose(both, np.hstack([first, second]), atol=1e-6)
 
 
@@ -130,7 +132,7 @@ def test_words_that_do_not_align_are_refused_with_their_number() -> None:
     texts = encode(tiny_tokenizer(), ["film"] + TEXTS[1:], max_tokens=64)
     texts[0] = Encoded([0, 5], [(0, 0), (0, 4)])
     with pytest.raises(LensError, match="2 words do not align with whole tokens"):
-        WordTokens(tiny_pair().tuned_hf, texts, spans, SITES)
+        word_tokens(tiny_pair().tuned_hf, texts, spans, SITES)
 
 
 def test_aligned_rows_have_whole_tokens_and_a_left_context() -> None:
@@ -177,3 +179,13 @@ def test_the_dead_salmon_knows_the_word_and_the_seed_and_nothing_else() -> None:
 def test_the_rows_of_one_word_differ_by_their_noise() -> None:
     found = random_vectors(["great"] * 400, seed=0)
     assert float((found - found.mean(0)).std()) == pytest.approx(0.3, rel=0.05)
+
+
+def test_the_pass_that_reads_a_signal_shows_the_same_activations() -> None:
+    pair, texts = tiny_pair(), encoded()
+    kept = AtWords(SITES, (0, 1))
+    spans = [[span] for span in SPANS]
+    read_words(pair.base_hf, [pair.tuned_hf], texts, spans, {"reward": SIGNALS["implicit_reward"]}, observers=[kept])
+    for side, model in (("base", 0), ("tuned", 1)):
+        found = kept.tokens(model, len(texts), "cpu").raw()
+        np.testing.assert_allclose(found, word_tokens(pair.hf(side), texts, SPANS, SITES).raw(), atol=1e-5)

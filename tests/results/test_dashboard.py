@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,9 +106,10 @@ def test_the_vocabulary_is_shown_with_its_ends_and_its_tokens_are_text(tmp_path:
 
 def test_words_of_another_strength_stand_in_lists_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"flipped": [], "muted": ["calm"], "inflated": ["superb", "joy"]}
-    listed = lambda self, *, fdr, kind="flipped": (
-        self.to_frame().set_index("word").loc[found[kind]].reset_index().assign(p_value=0.01)
-    )  # noqa: E731
+
+    def listed(self: Learned, *, fdr: float, kind: str = "flipped") -> Any:
+        return self.to_frame().set_index("word").loc[found[kind]].reset_index().assign(p_value=0.01)
+
     monkeypatch.setattr(Learned, "wrong", listed)
     text = a_learned().dashboard(tmp_path / "words.html").read_text(encoding="utf-8")
     weak, strong = (

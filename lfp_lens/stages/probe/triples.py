@@ -10,7 +10,7 @@ import torch
 from lfp_lens.core.errors import GateError
 from lfp_lens.parts.activations import encode, word_ids
 from lfp_lens.parts.pair import Pair
-from lfp_lens.parts.readings import WordTokens, aligned, embeddings, random_vectors
+from lfp_lens.parts.readings import AtWords, aligned, embeddings, random_vectors, word_tokens
 from lfp_lens.parts.signals import Signal, activation_delta
 from lfp_lens.parts.valence import token_values
 from lfp_lens.parts.word_passes import read_words
@@ -19,6 +19,8 @@ from lfp_lens.results.contrast import MEMBERS, Triples
 from lfp_lens.stages.probe.grid import Rows, per_word
 
 MIN_TRIPLES = 10
+BASE, TUNED = 0, 1
+"""Models of the pass that reads signals."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +76,13 @@ def read_triples(
     readings: dict[tuple[str, str], np.ndarray] = {}
     deltas: dict[str, np.ndarray] = {}
     by_word: dict[str, dict[str, float]] = {}
-    for side in ("tuned", "base"):
-        seen = WordTokens(pair.hf(side), texts, places, sites, cache=cache, side=side)
+    at_words = AtWords(sites, (BASE, TUNED)) if cache is None and signal is not None else None
+    values = None if signal is None else _signal_at(pair, texts, places, signal, stated, triples, at_words)
+    for side, model in (("tuned", TUNED), ("base", BASE)):
+        if at_words is not None:
+            seen = at_words.tokens(model, len(texts), pair.device)
+        else:
+            seen = word_tokens(pair.hf(side), texts, places, sites, cache=cache, side=side)
         readings[side, "raw"] = seen.raw()[ends]
         for name in ("sae", "random_sae"):
             if (side, name) not in dictionaries:
@@ -88,25 +95,29 @@ def read_triples(
                 by_word[side] = per_word(deltas[side], words)
     readings["none", "embedding"] = embeddings(pair.base_hf, pair.tokenizer, words)
     readings["none", "random"] = random_vectors(words, seed=seed)
-    target = deltas["tuned"] if signal is None else _signal_at(pair, texts, places, signal, stated, triples, n)
+    target = deltas["tuned"]
+    if values is not None:
+        target = np.concatenate([values[:n] - values[n : 2 * n], values[2 * n :] - values[n : 2 * n]])
     source = np.tile(triples.source[usable], 2)
     return TripleRows(Rows(words, lemma, source, target), readings, by_word)
 
 
 def _signal_at(
     pair: Pair, texts: Sequence[Any], places: Sequence[tuple[int, int]], signal: Signal, stated: Mapping[str, float],
-    triples: Triples, n: int,
+    triples: Triples, at_words: AtWords | None,
 ) -> np.ndarray:  # fmt: skip
+    """Give the signal at the word of every text, and show the observer the activations of the same pass."""
     worth_V: torch.Tensor | None = None
     if signal.needs_lexicon:
         vocabulary = pair.base_hf.get_output_embeddings().weight.shape[0]
         whole = [text for member in MEMBERS for text in triples.texts(member)]
         worth_V = token_values(pair.tokenizer, stated, whole, vocabulary=vocabulary, device=pair.device)
-    spans = [[place] for place in places]
-    found = read_words(pair.base_hf, [pair.tuned_hf], texts, spans, {"signal": signal}, worth_V=worth_V).values[
-        "signal"
-    ][0]
-    return np.concatenate([found[:n] - found[n : 2 * n], found[2 * n :] - found[n : 2 * n]])
+    observers = [] if at_words is None else [at_words]
+    read = read_words(
+        pair.base_hf, [pair.tuned_hf], texts, [[place] for place in places], {"signal": signal}, worth_V=worth_V,
+        observers=observers,
+    )  # fmt: skip
+    return read.values["signal"][0]
 
 
 def _alone(pair: Pair, triples: Triples) -> dict[str, list[int]]:
