@@ -32,6 +32,7 @@ from tests.benchmarks.measure import one_thread
 
 PRESET = "imdb-2m-vader"
 RATED = "sentiment_ratings/movie_review_snippets.jsonl.gz"
+FREQUENT = 300
 SHUFFLE = 1
 """Seed of the shuffled lexicon; the seeds of the tunings are apart from it."""
 FLOORS = (300, 100, 30)
@@ -74,6 +75,13 @@ def learned_feedback(
         )
         yield from of_checkpoint(learned, counts)
         yield from of_recipe(learned)
+        yield from of_flips(learned, "three tunings")
+        for name, path in zip(learned.tunings.names if learned.tunings else (), tuned):
+            for min_contexts in (3, 6):
+                alone = probe(load_pair(config.base, path), texts=texts, min_contexts=min_contexts)
+                yield _count(f"wrong words (FDR 10 %), {name} alone, {min_contexts} contexts or more", alone, "0")
+                if min_contexts == 6:
+                    yield from of_flips(alone, f"{name} alone")
         yield from of_sentences(pair, load_pair(config.base, permuted[0]), vader)
         own = probe(load_pair(config.base, permuted[0]), texts=texts, lexicon=other, min_contexts=6)
     yield from of_shuffled(own, vader, counts)
@@ -137,6 +145,24 @@ def of_recipe(learned: Learned) -> Iterator[Figure]:
     if found.over_shuffled is not None:
         gap = found.over_shuffled
         yield Figure("headline: tau-b(VADER tunings) - tau-b(shuffled tunings)", gap.value, gap.low, gap.high, gap.n)
+
+
+def of_flips(learned: Learned, name: str, words: int = 30, draws: int = 100) -> Iterator[Figure]:
+    """Turn stated values of frequent strong words round and ask which words were learned otherwise than so stated."""
+    strong = np.flatnonzero(np.abs(learned.stated) >= 1)
+    frequent = strong[np.argsort(-learned.log_frequency[strong], kind="stable")[:FREQUENT]]
+    generator = np.random.default_rng(0)
+    found, false = [], []
+    for _ in range(draws):
+        turned = {learned.words[row] for row in generator.choice(frequent, words, replace=False)}
+        against = {word: -value if word in turned else value for word, value in zip(learned.words, learned.stated)}
+        listed = set(learned.wrong(against=against)["word"])
+        found.append(len(listed & turned) / words)
+        false.append(len(listed - turned))
+    low, high = np.quantile(found, (0.025, 0.975))
+    what = f"{words} of the {FREQUENT} most frequent strong words stated with the opposite sign, {name}"
+    yield Figure(f"{what}: share found (mean, central 95 % of {draws} draws)", float(np.mean(found)), low, high, draws)
+    yield Figure(f"{what}: other words listed per draw", float(np.mean(false)), np.nan, np.nan, draws)
 
 
 def of_shuffled(own: Learned, vader: dict[str, float], counts: Counter[str]) -> Iterator[Figure]:
