@@ -230,23 +230,23 @@ def _pair(prompt: str, chosen: str, rejected: str) -> Preference | str:
     return EQUAL if chosen.strip() == rejected.strip() else Preference(prompt, chosen, rejected)
 
 
-def _group(pair: Preference) -> str:
+def group_of(pair: Preference) -> str:
     """Give what pairs have in common that must stay on one side: the first human turn, or the whole prompt."""
     _, marker, turns = pair.prompt.partition(HUMAN)
     return " ".join((turns.partition(ASSISTANT)[0] if marker else pair.prompt).casefold().split())
 
 
 def _is_test(pair: Preference, heldout: float) -> bool:
-    digest = hashlib.sha256(_group(pair).encode("utf-8", "surrogatepass")).digest()
+    digest = hashlib.sha256(group_of(pair).encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") < heldout * 2**64
 
 
 def _apart(test: Iterable[Preference], train: Iterable[Preference], dropped: Counter[str]) -> list[Preference]:
     """Leave out the test pairs whose prompt group stands in train."""
-    known = {_group(pair) for pair in train}
+    known = {group_of(pair) for pair in train}
     kept = []
     for pair in test:
-        if _group(pair) in known:
+        if group_of(pair) in known:
             dropped[IN_TRAIN] += 1
         else:
             kept.append(pair)

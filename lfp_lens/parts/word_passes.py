@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from lfp_lens.core.errors import LensError
 from lfp_lens.parts.activations import Batch, Encoded, batches, hidden_states, tokens_of_span, unembed
 from lfp_lens.parts.signals import Seen, Signal
 from lfp_lens.parts.sites import watching
@@ -170,6 +171,18 @@ def _compare(
             for which, (_, other_NV) in enumerate(compared):
                 seen = Seen(base_NV, other_NV, ids_N[part], is_first_N[part], worth_V)
                 for name, signal in wanted.items():
-                    np.add.at(found.values[name][which], word_N[part], signal.measure(seen).double().cpu().numpy())
+                    np.add.at(found.values[name][which], word_N[part], _measured(signal, seen))
                 for observer in observers if place == "before" else ():
                     observer.see_predictions(which, seen, word_N[part])
+
+
+def _measured(signal: Signal, seen: Seen) -> np.ndarray:
+    """Give a signal's values at some places; a user's own may give anything."""
+    values = signal.measure(seen)
+    shape = getattr(values, "shape", None)
+    if not isinstance(values, torch.Tensor) or shape != seen.ids_N.shape:
+        raise LensError(
+            f"A signal gives one value per place, a tensor of shape {list(seen.ids_N.shape)}; this one gave a "
+            f"{type(values).__name__}{'' if shape is None else f' of shape {list(shape)}'}."
+        )
+    return values.double().cpu().numpy()

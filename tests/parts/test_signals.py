@@ -164,6 +164,13 @@ def test_a_function_of_what_is_seen_is_a_signal_and_what_is_none_is_refused() ->
         make_signal("valence_shft")
 
 
+@pytest.mark.parametrize("given", [lambda seen: 1.0, lambda seen: seen.base_NV, lambda seen: seen.ids_N[:1].double()])
+def test_a_signal_of_another_shape_is_refused(given) -> None:  # type: ignore[no-untyped-def]
+    pair, encoded = tiny_pair(), encode(tiny_tokenizer(), TEXTS, max_tokens=64)
+    with pytest.raises(LensError, match="A signal gives one value per place"):
+        read_words(pair.base_hf, [pair.tuned_hf], encoded, spans_of(TEXTS), {"own": Signal(given)})
+
+
 def test_activation_delta_is_the_signed_distance_to_the_neutral_word() -> None:
     positive, neutral, negative = (
         np.array([[3.0, 4.0], [1, 1]]),

@@ -15,8 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lfp_lens.core.errors import GateError, LensError
-from lfp_lens.parts.preferences import ASSISTANT, HUMAN, Preference
-from lfp_lens.parts.preferences import _group as group_of
+from lfp_lens.parts.preferences import ASSISTANT, HUMAN, Preference, group_of
 from lfp_lens.parts.rewriters import Declined, Rewriter, Setting, make_rewriter
 from lfp_lens.results.contrast import MEMBERS, PreferenceTriples, mismatch, word_count
 from lfp_lens.stages.contrast.words import MIN_TRIPLES

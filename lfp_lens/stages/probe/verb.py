@@ -22,11 +22,10 @@ from lfp_lens.results.probe import Learned
 from lfp_lens.results.train_sae import SAESet
 from lfp_lens.stages.probe.grid import SPLITS
 from lfp_lens.stages.probe.job import Facts, learned, read_pair
-from lfp_lens.stages.probe.preferences import probe_preferences
+from lfp_lens.stages.probe.preferences import GATES, probe_preferences
 from lfp_lens.stages.probe.rewards import measure_rewards
 from lfp_lens.stages.probe.words import choose
 
-GATES = ("refuse", "warn")
 PREFERENCE_ARGUMENTS = ("folds", "max_tokens", "gate", "cache", "seed")
 """What counts for preference triples too."""
 
