@@ -34,14 +34,7 @@ OTHER_LINES = ("calibration", "learned_feedback", "sae_scale", "crosscoder", "ti
 KEYS = {"bench", "what", "ours", "peer", "peer_name", "precision", "ratio", "unit"}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        name
-        for name in BENCHES
-        if name not in ("calibration", "learned_feedback", "sae_scale", "crosscoder", "tied_quality")
-    ],
-)
+@pytest.mark.parametrize("name", [name for name in BENCHES if name not in OTHER_LINES])
 def test_a_benchmark_prints_comparisons_with_every_field(name: str) -> None:
     comparisons = [one for one in BENCHES[name](TINY, **SMALL[name]) if isinstance(one, Comparison)]
     assert comparisons
@@ -127,7 +120,24 @@ def test_a_peer_that_stops_or_is_missing_is_said(tmp_path: Path) -> None:
 
 def test_an_unknown_benchmark_is_refused_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["harvets"]) == 2
-    assert (
-        "There is no benchmark harvets. Known: calibration, crosscoder, harvest, ppo, sae_scale, tied_quality, train_sae."
-        in capsys.readouterr().err
-    )
+    assert f"There is no benchmark harvets. Known: {', '.join(BENCHES)}." in capsys.readouterr().err
+
+
+def test_the_cost_of_words_is_told_beside_the_forward_passes(real_data: Path) -> None:
+    alone, with_vocabulary = BENCHES["word_speed"](n_texts=120, repeats=1)
+    for growth in (alone, with_vocabulary):
+        assert isinstance(growth, Growth)
+        assert json.loads(growth.line())["ratio"] < 4, (
+            "asked is 2 on whole reviews; these are few and the machine may be busy"
+        )
+
+
+def test_flipped_stated_values_are_counted_and_those_left_alone_are_not() -> None:
+    from tests.benchmarks.learned_feedback import Figure, of_flips
+    from tests.results.samples import a_learned
+
+    share, others = of_flips(a_learned(), "a sample", words=3, draws=5)
+    assert isinstance(share, Figure)
+    assert 0 < share.value <= 1
+    assert others.value >= 0
+    assert json.loads(share.line())["bench"] == "learned_feedback"
