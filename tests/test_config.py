@@ -102,6 +102,13 @@ def test_the_presets_are_there() -> None:
     assert set(presets()) == ours | paper | pairs
 
 
+@pytest.mark.parametrize("name", ["tiny", "imdb-2m-vader", "imdb-2m-hh", "stories-260k-vader"])
+def test_an_offline_preset_names_nothing_that_a_late_verb_would_refuse(name: str) -> None:
+    from lfp_lens.pipeline import _check_names
+
+    _check_names(load_config(name), VERBS)
+
+
 def test_the_paper_preset_has_the_published_values() -> None:
     config = load_config("pythia-70m-vader")
     tuning = config.finetune
