@@ -2,9 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ import pytest
 from lfp_lens.core.errors import LensError
 from lfp_lens.parts.labellers import ChatLabeller, Evidence, LexiconLabeller, Setting, make_labeller
 from lfp_lens.results.explain import Example
-from tests.chat_server import Answer, ChatServer, data_of, schema_of
+from tests.chat_server import data_of, schema_of
 
 LEXICON = {"good": 2.0, "bad": -2.0}
 TASK = "positive or negative sentiment"
@@ -110,20 +108,6 @@ def test_a_labeller_name_must_be_complete_and_exact(tmp_path: Path) -> None:
 def test_an_object_that_cannot_label_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LensError, match=r"neither a name .*nor an object with .*`describe`"):
         make_labeller(len, setting(tmp_path))
-
-
-@pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ChatServer]]:
-    """Start servers that the `openai` client then talks to."""
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
-    with ExitStack() as stack:
-
-        def start(answer: Callable[[int, dict[str, Any]], Answer]) -> ChatServer:
-            server = stack.enter_context(ChatServer(answer).running())
-            monkeypatch.setenv("OPENAI_BASE_URL", server.url)
-            return server
-
-        yield start
 
 
 def described(text: str) -> str:

@@ -1,8 +1,6 @@
 """The rewriters: the offline one on a small world worked out by hand, the chat one against a server on this machine."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ from lfp_lens.core.errors import LensError
 from lfp_lens.parts.lexicons import load_lexicon
 from lfp_lens.parts.rewriters import ChatRewriter, Declined, OfflineRewriter, Setting, make_rewriter
 from lfp_lens.parts.words import tokenize
-from tests.chat_server import Answer, ChatServer, data_of, schema_of
+from tests.chat_server import data_of, schema_of
 
 POLES = ("positive", "neutral", "negative")
 ADJECTIVES = ("great", "awesome", "lovely", "bad", "awful", "terrible", "long", "blue", "early")
@@ -118,20 +116,6 @@ def test_names_are_checked(tmp_path: Path) -> None:
     for odd in (len, ChatRewriter, 3):
         with pytest.raises(LensError, match=r"neither a name \(offline, openai\) nor an object with .*`grade`"):
             make_rewriter(odd, Setting(tmp_path))
-
-
-@pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ChatServer]]:
-    """Start servers that the `openai` client then talks to."""
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
-    with ExitStack() as stack:
-
-        def start(answer: Callable[[int, dict[str, Any]], Answer]) -> ChatServer:
-            server = stack.enter_context(ChatServer(answer).running())
-            monkeypatch.setenv("OPENAI_BASE_URL", server.url)
-            return server
-
-        yield start
 
 
 def answered(text: str) -> str:

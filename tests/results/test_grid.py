@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from lfp_lens.core.stats import Estimate, RankAgreement
-from lfp_lens.results.grid import GridCell, grid_frame
+from lfp_lens.results.grid import GridCell, grid_frame, verdict
+from tests.results.samples import a_learned
 
 GAPS = ("minus_twin", "minus_embedding", "minus_random")
 ABOVE, ACROSS, BELOW = Estimate(0.2, 0.1, 0.3, 50), Estimate(0.2, -0.1, 0.5, 50), Estimate(-0.2, -0.3, -0.1, 50)
@@ -52,3 +53,26 @@ def test_the_table_has_one_row_per_reading_with_every_gap_and_interval() -> None
 
 def test_an_empty_grid_is_an_empty_table() -> None:
     assert grid_frame(()).empty
+
+
+def test_the_verdict_names_what_was_learned_strongest_first() -> None:
+    strong = RankAgreement(0.6, 0.01, 0.5, 0.7, 50, 45, "permutation")
+    control = a_cell(side="base", **dict.fromkeys(GAPS))
+    told = verdict((a_cell(), a_cell(input="raw", place="before", path="direct", agreement=strong), control))
+    assert told.startswith(
+        "2 of 2 readings beat twin, embedding and random features: raw before the word, direct (tau-b 0.600"
+    )
+    assert "sae at the word, ridge (tau-b 0.400" in told
+
+
+def test_where_no_reading_is_learned_the_verdict_says_that_nothing_was_found() -> None:
+    told = verdict((a_cell(minus_random=ACROSS), a_cell(minus_twin=BELOW)))
+    assert told.startswith("nothing was found: none of 2 readings")
+    assert verdict(()) == "no reading was compared with its twin"
+
+
+def test_under_a_row_split_the_verdict_is_no_evidence_whatever_it_found() -> None:
+    learned = a_learned()
+    leaked = dataclasses.replace(learned, split="row", grid=(a_cell(),))
+    assert leaked.verdict.startswith("no evidence, the row split leaks words and texts; 1 of 1 readings beat")
+    assert "no evidence" not in dataclasses.replace(leaked, split="lemma").verdict

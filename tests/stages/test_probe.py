@@ -222,6 +222,7 @@ def test_the_interval_holds_the_value_and_polarity_alone_gives_less(learned: Lea
 def test_where_nothing_was_planted_nothing_is_found(nothing: Learned) -> None:
     assert abs(nothing.overall.tau) < 0.25
     assert nothing.wrong(fdr=0.1).empty
+    assert nothing.verdict.startswith("nothing was found")
     assert nothing.difference.low < 0 < nothing.difference.high
     assert 0.3 < nothing.sign.value < 0.7
 
