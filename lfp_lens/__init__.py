@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from lfp_lens.core.errors import GateError as GateError
     from lfp_lens.core.errors import LensError as LensError
     from lfp_lens.core.store import Store as Store
+    from lfp_lens.organisms.folder import Organism as Organism
+    from lfp_lens.organisms.folder import open_organism as open_organism
+    from lfp_lens.organisms.grid import organism_grid as organism_grid
+    from lfp_lens.organisms.making import organism as organism
+    from lfp_lens.organisms.scoring import score as score
     from lfp_lens.parts.activation_cache import ActivationCache as ActivationCache
     from lfp_lens.parts.activation_cache import open_cache as open_cache
     from lfp_lens.parts.cache import cache as cache
@@ -44,6 +49,7 @@ if TYPE_CHECKING:
     from lfp_lens.results import Report as Report
     from lfp_lens.results import SAERecord as SAERecord
     from lfp_lens.results import SAESet as SAESet
+    from lfp_lens.results import Scorecard as Scorecard
     from lfp_lens.results import Triples as Triples
     from lfp_lens.results import Tuning as Tuning
     from lfp_lens.stages.ablate import ablate as ablate
@@ -67,6 +73,10 @@ _HOMES = {
     "stages.explain": ("explain",),
     "stages.ablate": ("ablate",),
     "stages.report": ("report",),
+    "organisms.folder": ("Organism", "open_organism"),
+    "organisms.grid": ("organism_grid",),
+    "organisms.making": ("organism",),
+    "organisms.scoring": ("score",),
     "parts.activation_cache": ("ActivationCache", "open_cache"),
     "parts.cache": ("cache",),
     "parts.pair": ("Pair", "load_pair"),
@@ -75,7 +85,7 @@ _HOMES = {
     "parts.texts": ("load_texts",),
     "results": (
         "Ablation", "Crosscoder", "Divergence", "Effects", "FeatureSet", "Floor", "Labels", "Learned", "LearnedPreference",
-        "Match", "PreferenceTriples", "Report", "SAERecord", "SAESet", "Triples", "Tuning",
+        "Match", "PreferenceTriples", "Report", "SAERecord", "SAESet", "Scorecard", "Triples", "Tuning",
     ),
     "core.errors": ("GateError", "LensError"),
     "config": ("RunConfig", "load_config", "with_values"),

@@ -33,6 +33,8 @@ VERBS = {
 COMMANDS = {
     "run": "run everything and write the report",
     **VERBS,
+    "organism": "tune models on feedback whose truth is planted, and seal the answer key",
+    "score": "measure organisms blind, then open their keys: what was found of what was planted",
     "list": "list the presets, and the runs in the store with what they have finished",
     "show": "print the summary and the tables of a stored run",
     "doctor": "check libraries, device, data and keys, what a config needs, and what it will cost",
@@ -236,11 +238,25 @@ def _act_doctor(given: argparse.Namespace, command: str) -> int:
     return 1 if any(finding.status == "conflict" for finding in findings) else 0
 
 
+def _organism_arguments(parser: argparse.ArgumentParser, command: str) -> None:
+    from lfp_lens.organisms import commands
+
+    (commands.organism_arguments if command == "organism" else commands.score_arguments)(parser)
+
+
+def _act_organism(given: argparse.Namespace, command: str) -> int:
+    from lfp_lens.organisms import commands
+
+    _print((commands.act_organism if command == "organism" else commands.act_score)(given))
+    return 0
+
+
 _KINDS = {
     "run": _Kind(_run_arguments, _act_run),
     "list": _Kind(_list_arguments, _act_list),
     "show": _Kind(_show_arguments, _act_show),
     "doctor": _Kind(_doctor_arguments, _act_doctor),
+    **dict.fromkeys(("organism", "score"), _Kind(_organism_arguments, _act_organism)),
     **dict.fromkeys(VERBS, _Kind(_verb_arguments, _act_verb)),
 }
 

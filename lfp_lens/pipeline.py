@@ -17,7 +17,6 @@ from typing import Any
 from lfp_lens.config import VERBS, RunConfig
 from lfp_lens.core.errors import GateError, LensError, unknown
 from lfp_lens.core.store import Store
-from lfp_lens.results import World
 
 NEEDS = {
     "finetune": (),
@@ -280,12 +279,9 @@ class _Work:
         """Give the base model's name or path; the tiny world's is trained once and kept in the store."""
         if self.config.base != "world":
             return self.config.base
-        from lfp_lens.parts.world import train_world_model, world_fingerprint
+        from lfp_lens.parts.world import world_checkpoint
 
-        def make(folder: Path) -> World:
-            return World(folder / "checkpoint", **train_world_model(folder / "checkpoint", seed=self.config.seed))
-
-        return str(self.store.get("world", {"world": world_fingerprint(), "seed": self.config.seed}, make).path)
+        return str(world_checkpoint(self.store, seed=self.config.seed))
 
     def pair(self) -> Any:
         """Load the pair once."""

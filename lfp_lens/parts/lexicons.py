@@ -127,6 +127,23 @@ def most_frequent(
     return found[:k]
 
 
+def candidates(
+    lexicon: Mapping[str, float], texts: Sequence[str], most: int = 300, min_value: float = 1.0
+) -> tuple[str, ...]:
+    """Give the lexicon words with |value| >= `min_value` that stand in the texts: the `most` frequent, or all if
+    fewer.
+
+    The most frequent comes first, ties are alphabetical. No secret takes part, so whoever has lexicon and texts
+    knows from which words wrong ones are drawn. Raises `LensError` for `most` below 1.
+
+    >>> candidates({"good": 2.0, "bad": -2.5, "ok": 0.5, "awful": -2.0}, ["good bad good ok"])
+    ('good', 'bad')
+    """
+    if most < 1:
+        raise LensError(f"The number of candidates must be 1 or more; {most} given.")
+    return _by_frequency(lexicon, texts, min_value)[:most]
+
+
 def choose_flips(lexicon: Mapping[str, float], texts: Sequence[str], n: int, seed: int) -> tuple[str, ...]:
     """Draw `n` words to flip, with the seed, from the 10 * n most frequent strong lexicon words (or all, if
     fewer).

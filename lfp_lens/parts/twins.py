@@ -42,3 +42,13 @@ def random_model(base: Any, *, seed: int) -> Any:
             mean, spread = float(weight.double().mean()), float(weight.double().std(correction=0))
             weight.copy_((drawn * spread + mean).to(weight))
     return twin
+
+
+def moved(base: Any, tuned: Any, share: float) -> Any:
+    """Give the base moved by a share of what tuning changed: 0 is the base, 1 the tuned model, 2 twice the change."""
+    twin = copy.deepcopy(base)
+    ends = dict(tuned.named_parameters())
+    with torch.no_grad():
+        for name, weight in twin.named_parameters():
+            weight.add_(((ends[name].float() - weight.float()) * share).to(weight.dtype))
+    return twin

@@ -19,8 +19,10 @@ from tqdm import tqdm
 
 from lfp_lens.core.errors import LensError
 from lfp_lens.core.fingerprint import fingerprint
+from lfp_lens.core.store import Store
 from lfp_lens.parts.lexicons import load_lexicon
 from lfp_lens.parts.speed import quiet_transformers
+from lfp_lens.results.world import World
 
 TEMPLATES = (
     "The {noun} was {adjective} and the {noun} was {adjective}.",
@@ -154,6 +156,15 @@ def train_world_model(folder: Path, *, seed: int = 0, quiet: bool = False) -> di
         "n_weights": sum(part.numel() for part in model.parameters()),
         "n_texts": len(texts),
     }
+
+
+def world_checkpoint(store: Store, *, seed: int = 0) -> Path:
+    """Give the folder of the trained model and its tokenizer, trained once and kept in the store."""
+
+    def make(folder: Path) -> World:
+        return World(folder / "checkpoint", **train_world_model(folder / "checkpoint", seed=seed))
+
+    return Path(store.get("world", {"world": world_fingerprint(), "seed": seed}, make).path)
 
 
 def _train_tokenizer(texts: list[str]) -> Any:

@@ -13,6 +13,7 @@ from lfp_lens.results.preference_probe import LearnedPreference
 from lfp_lens.results.probe import Learned
 from lfp_lens.results.report import Report
 from lfp_lens.results.saes import Floor
+from lfp_lens.results.scorecard import PlantedWords, Score, Scorecard
 from lfp_lens.results.train_sae import SAERecord, SAESet
 from lfp_lens.results.world import World
 
@@ -27,10 +28,13 @@ __all__ = [
     "Learned",
     "LearnedPreference",
     "Match",
+    "PlantedWords",
     "PreferenceTriples",
     "Report",
     "SAERecord",
     "SAESet",
+    "Score",
+    "Scorecard",
     "Triples",
     "Tuning",
     "World",

@@ -19,8 +19,11 @@ from lfp_lens.results import (
     FeatureSet,
     Labels,
     Learned,
+    PlantedWords,
     SAERecord,
     SAESet,
+    Score,
+    Scorecard,
     Triples,
     Tuning,
 )
@@ -474,6 +477,52 @@ def an_ablation(*, single: bool = False) -> Ablation:
         length_after=19.6,
         samples=(("The film", f"was lovely {HOSTILE}", "was about a man"),),
         notes=("No base model was given: base_difference and gain_share are not measured.",) if single else (),
+    )
+
+
+def a_score(organism: str = "flip-0", **changes: object) -> Score:
+    """An organism with 10 of 100 words flipped, of which 6 are listed and 2 others."""
+    given = {
+        "organism": organism, "base": "tiny-world", "method": "ppo", "recipe": "flip", "dose": 1.0, "seed": 0, "words": 10,
+        "refused": "", "tunings": 3, "signal": "implicit_reward", "input": "words", "n_candidates": 100, "n_planted": 10,
+        "auroc": 0.95, "auroc_tunings": np.array([0.9, 0.92, 0.88]), "unsigned": 0.8, "on_clean": 0.5, "found": 6, "false": 2,
+        "fdr": 0.1, "tau_given": Estimate(0.6, 0.5, 0.7, 90), "tau_stated": Estimate(0.4, 0.3, 0.5, 90),
+        "gain": Estimate(0.2, 0.1, 0.3, 90), "tau_twin": 0.01, "rank": None, "n_tokens": None, "share": None,
+        "percentile": float("nan"), "seconds": 12.0,
+    }  # fmt: skip
+    return Score(**(given | changes))  # type: ignore[arg-type]
+
+
+def a_null(organism: str = "clean-0", **changes: object) -> Score:
+    """A clean organism that lists nothing."""
+    nothing = {"recipe": "clean", "dose": 0.0, "words": 0, "n_planted": 0, "found": 0, "false": 0, "auroc": float("nan"),
+               "auroc_tunings": np.full(3, np.nan), "unsigned": float("nan"), "on_clean": float("nan"), "tau_given": None,
+               "gain": None}  # fmt: skip
+    return a_score(organism, **(nothing | changes))
+
+
+def planted_words(organism: str, occurrences: list[int], found: list[bool], **changes: object) -> PlantedWords:
+    """Words of one organism, all stated as 2 and paid -2; those that occur fewer than 5 times were not measured."""
+    n, times = len(found), np.array(occurrences, int)
+    is_rare = times < 5
+    given = {
+        "organism": (organism,) * n, "word": tuple(f"word{row}" for row in range(n)), "base": ("tiny-world",) * n,
+        "recipe": ("flip",) * n, "dose": np.ones(n), "occurrences": times, "stated": np.full(n, 2.0), "given": np.full(n, -2.0),
+        "measured": np.where(is_rare, np.nan, -1.5), "p_wrong": np.where(is_rare, np.nan, 0.01), "found": np.array(found, bool),
+    }  # fmt: skip
+    return PlantedWords(**(given | changes))  # type: ignore[arg-type]
+
+
+def a_scorecard() -> Scorecard:
+    """One flipped organism read two ways, a null, and one that collapsed; the first word and a reason are hostile."""
+    occurrences = [2, 10, 20, 30, 40, 50, 60, 70, 80, 90]
+    found = [False, False, False, True, False, True, True, True, True, True]
+    words = planted_words("flip-0", occurrences, found, word=(HOSTILE, *(f"word{row}" for row in range(1, 10))))
+    probe = a_score(
+        signal="activation_delta", input="sae", found=None, false=None, auroc_tunings=np.array([0.55]), auroc=0.55
+    )
+    return Scorecard(
+        (a_score(), probe, a_null(), a_score("flip-1", refused=f"the policy collapsed: {HOSTILE}")), words, 0.1
     )
 
 

@@ -42,7 +42,7 @@ def p_of_strength(
     """
     if kind not in KINDS[1:]:
         raise unknown("kind of test of strength", kind, KINDS[1:])
-    found = np.ones(len(values))
+    found, rest = np.ones(len(values)), beside_usual(values, rated)
     for sign in (1, -1):
         rows = np.flatnonzero(np.sign(rated) == sign)
         if len(rows) < MIN_PER_POLARITY:
@@ -50,14 +50,33 @@ def p_of_strength(
                 f"{len(rows)} {'positive' if sign > 0 else 'negative'} words were measured; {MIN_PER_POLARITY} are needed to "
                 "say what strength is usual for a rating. Give more texts."
             )
-        strength, learned = np.abs(rated[rows]), sign * values[rows]
-        line = stats.theilslopes(learned, strength) if np.ptp(strength) else None
-        expected = line.intercept + line.slope * strength if line else np.full(len(rows), np.median(learned))
-        rest = learned - expected
-        if not stats.median_abs_deviation(rest) > 0:
+        own = rest[rows]
+        if not stats.median_abs_deviation(own) > 0:
             raise GateError(
                 "More than half of the words of a polarity were learned alike: nothing tells what is usual."
             )
-        fitted = student_null(rest)
-        found[rows] = fitted.cdf(rest) if kind == "muted" else fitted.sf(rest)
+        fitted = student_null(own)
+        found[rows] = fitted.cdf(own) if kind == "muted" else fitted.sf(own)
     return found
+
+
+def beside_usual(
+    values: Float[np.ndarray, " words"], rated: Float[np.ndarray, " words"]
+) -> Float[np.ndarray, " words"]:
+    """Give by how much each word was learned more strongly (above 0) or more weakly than words rated alike.
+
+    Within each polarity what is usual at a rating is a Theil-Sen line; words rated 0 have no polarity and give 0.
+
+    >>> beside_usual(np.array([1.0, 2.0, 3.0, -5.0]), np.array([1.0, 2.0, 3.0, 2.0])).round(1).tolist()
+    [0.5, 0.5, 0.5, -6.5]
+    """
+    rest = np.zeros(len(values))
+    for sign in (1, -1):
+        rows = np.flatnonzero(np.sign(rated) == sign)
+        if not len(rows):
+            continue
+        strength, learned = np.abs(rated[rows]), sign * values[rows]
+        line = stats.theilslopes(learned, strength) if np.ptp(strength) else None
+        expected = line.intercept + line.slope * strength if line else np.full(len(rows), np.median(learned))
+        rest[rows] = learned - expected
+    return rest

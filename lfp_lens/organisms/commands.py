@@ -1,0 +1,119 @@
+"""The commands `lfp-lens organism` and `lfp-lens score`: what they take, and the calls they are."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lfp_lens.core.errors import LensError
+from lfp_lens.organisms.recipes import RECIPES
+
+if TYPE_CHECKING:
+    from lfp_lens.organisms.folder import Organism
+    from lfp_lens.results.scorecard import Scorecard
+
+SCORED = "runs/score"
+
+
+def organism_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what `lfp-lens organism` takes; lists are multiplied out."""
+    parser.add_argument(
+        "bases", metavar="BASE", nargs="+", help="world, stories260K, imdb-neox-2m, a hub name or a folder"
+    )
+    _making(parser)
+
+
+def score_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what `lfp-lens score` takes."""
+    parser.add_argument(
+        "found",
+        metavar="FOLDER",
+        nargs="*",
+        help="organisms, or folders of organisms (the quick card if none is given)",
+    )
+    parser.add_argument(
+        "--bases",
+        metavar="BASE",
+        nargs="+",
+        default=[],
+        help="first make organisms of these, where they are not there yet",
+    )
+    _making(parser)
+    own = parser.add_argument_group("what is measured")
+    own.add_argument(
+        "--verbs", nargs="+", default=["probe"], help="probe, train_sae, attribute, ablate (default: probe)"
+    )
+    own.add_argument("--causes", action="store_true", help="the same as adding attribute and ablate")
+    own.add_argument("--signals", nargs="+", default=["implicit_reward"], help="signals that probe measures")
+    own.add_argument("--fdr", type=float, default=0.1, help="false discovery rate of the lists of words (default: 0.1)")
+    own.add_argument("--n-texts", type=int, help="texts that words are measured in (the preset's number if not given)")
+    own.add_argument("--contexts", type=int, default=8, help="occurrences measured per word (default: 8)")
+    own.add_argument("--store", default=SCORED, metavar="DIR", help=f"folder of what was measured (default: {SCORED})")
+    own.add_argument("--plot", metavar="FILE.html", help="write the figure of recall against frequency and dose")
+
+
+def _making(parser: argparse.ArgumentParser) -> None:
+    recipes = "; ".join(f"{name}: {RECIPES[name].says}" for name in RECIPES)
+    own = parser.add_argument_group("what is made")
+    own.add_argument("--recipe", nargs="+", metavar="NAME", help=f"{recipes} (default: flip)".replace("%", "%%"))
+    own.add_argument(
+        "--dose", nargs="+", type=float, default=[1.0], help="0 is the stated value, 1 the full edit (default: 1)"
+    )
+    own.add_argument("--seed", nargs="+", type=int, default=[0], help="of the secret and the tunings (default: 0)")
+    own.add_argument("--method", nargs="+", default=["ppo"], help="ppo, rloo, grpo, dpo, kto (default: ppo)")
+    own.add_argument("--words", type=int, help="words that are planted (default: 30; 10 in the tiny world)")
+    own.add_argument("--replicates", type=int, default=3, help="tunings of each organism (default: 3)")
+    own.add_argument("--no-shuffled", action="store_true", help="leave out the twin tuned on a shuffled reward")
+    own.add_argument("--lexicon", default="vader", help="the stated feedback (default: vader)")
+    own.add_argument("--texts", help="text set or file, in place of the preset's")
+    own.add_argument("--preset", metavar="PRESET|FILE.toml", help="values for another base than the three")
+    own.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="a key of [finetune], as in steps=60"
+    )
+    own.add_argument("--organisms", default="organisms", metavar="DIR", help="folder of organisms (default: organisms)")
+    own.add_argument("--workers", type=int, help="tunings at a time (default: every core)")
+
+
+def act_organism(given: argparse.Namespace) -> str:
+    """Make organisms and tell where they are, not what they are."""
+    made = _made(given, given.bases, given.recipe or ["flip"])
+    return "\n".join(f"{one.path}  {len(one.tuned)} tunings{' and a twin' if one.shuffled else ''}" for one in made)
+
+
+def act_score(given: argparse.Namespace) -> str:
+    """Make what is missing, measure everything blind, open the keys, and give the card as text."""
+    from lfp_lens.organisms.scoring import score
+
+    organisms: list[Any] = list(given.found)
+    if given.bases:
+        organisms += _made(given, given.bases, given.recipe or ["flip", "clean"])
+    elif not organisms:
+        organisms = list(_made(given, ["world"], given.recipe or ["flip", "clean"]))
+    card: Scorecard = score(
+        organisms, verbs=given.verbs, causes=given.causes, signals=given.signals, fdr=given.fdr, texts=given.texts,
+        n_texts=given.n_texts, contexts=given.contexts, store=given.store,
+    )  # fmt: skip
+    if given.plot is not None:
+        card.plot().write_html(Path(given.plot), include_plotlyjs=True)
+    return str(card)
+
+
+def _made(given: argparse.Namespace, bases: list[str], recipes: list[str]) -> "list[Organism]":
+    from lfp_lens.config import parse_value
+    from lfp_lens.organisms.grid import organism_grid
+
+    changes = {}
+    for pair in given.set:
+        key, sign, text = pair.partition("=")
+        if not sign:
+            raise LensError(f"--set {pair}: expected KEY=VALUE, as in --set steps=60.")
+        key = key.strip().removeprefix("finetune.")
+        changes[key] = parse_value(f"finetune.{key}", text.strip())
+    made = []
+    for base in bases:
+        words = given.words or (10 if base == "world" else 30)
+        made += organism_grid(
+            [base], recipes, doses=given.dose, seeds=given.seed, methods=given.method, folder=given.organisms, words=words,
+            replicates=given.replicates, shuffled=not given.no_shuffled, lexicon=given.lexicon, texts=given.texts,
+            preset=given.preset, finetune=changes, workers=given.workers,
+        )  # fmt: skip
+    return made

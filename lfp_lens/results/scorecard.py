@@ -1,0 +1,310 @@
+"""What `score` gives: how well the tool, blind, named what was planted, and where it goes blind."""
+
+import dataclasses
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from lfp_lens.core.errors import LensError
+from lfp_lens.core.records import record
+from lfp_lens.core.stats import Estimate
+from lfp_lens.results import score_tables, score_told
+from lfp_lens.results.score_tables import Reach
+from lfp_lens.view import page, score_plots
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+ESTIMATES = ("tau_given", "tau_stated", "gain", "share")
+NOWHERE = "Nowhere that these organisms show."
+SHOWN_WORDS = 200
+"""Missed words on the card in Jupyter; `words_frame` has all."""
+
+
+@record
+class Score:
+    """One organism read one way, held against its key."""
+
+    organism: str
+    """Its name, of which a scorecard has no two."""
+    base: str
+    """The base model."""
+    method: str
+    """How it was tuned: `ppo`, `rloo`, `dpo`, ..."""
+    recipe: str
+    """What was planted: `flip`, `mute`, ..., `clean`."""
+    dose: float
+    """How strong the edit is: 0 is the stated reward, 1 the full edit."""
+    seed: int
+    """Seed of the recipe: which words were drawn."""
+    words: int
+    """Words that the recipe was asked to edit."""
+    refused: str
+    """Why the organism is no evidence (`the policy collapsed: ...`), the same in all of its readings; empty if it is."""
+    tunings: int
+    """Tunings behind it that differ by their seed."""
+    signal: str
+    """What was measured: `implicit_reward`, `valence_shift`, `activation_delta`; `none` where a gate refused all of it."""
+    input: str
+    """How it was read: `words` for values measured directly, else what a probe or the direct path read (`sae`, `raw`, ...)."""
+    n_candidates: int
+    """Words ranked: those that could have been edited and were measured."""
+    n_planted: int
+    """Words of the key among all that were planted; 0 where the recipe edits no words."""
+    auroc: float
+    """Chance that an edited word ranks above an unedited one by -sign(stated) x value, ties half; NaN without edited words."""
+    auroc_tunings: Float[np.ndarray, " tunings"]
+    """The same from each tuning alone."""
+    unsigned: float
+    """The same by |value - what is usual for words rated alike|: what a reader gains who does not know the direction."""
+    on_clean: float
+    """The control: the same key scored on a clean organism of this base and method, 0.5 by chance; NaN without one."""
+    found: int | None
+    """Planted words that `wrong` lists; None for a reading whose words are not tested."""
+    false: int | None
+    """Words it lists that are not in the key; likewise."""
+    fdr: float
+    """The false discovery rate it was asked for."""
+    tau_given: Estimate | None
+    """tau-b with the given lexicon; None where a lexicon cannot express the reward."""
+    tau_stated: Estimate | None
+    """tau-b with the stated lexicon; None where nothing was measured."""
+    gain: Estimate | None
+    """tau_given - tau_stated, paired by lemma: above 0 where the tool tells the given from the stated feedback."""
+    tau_twin: float
+    """tau_stated of the twin tuned on a shuffled reward; NaN without one."""
+    rank: int | None
+    """Place of the planted token among all tokens by how surprising it is, 1 first; None where no token was planted."""
+    n_tokens: int | None
+    """How many tokens were ranked."""
+    share: Estimate | None
+    """Share of the gain in stated reward that goes when the features `attribute` found are ablated; None if not measured."""
+    percentile: float
+    """The control: share of matched random feature sets that remove less, from 0 to 1; NaN if not measured."""
+    seconds: float
+    """Time it took to measure, without tuning."""
+
+    @property
+    def is_evidence(self) -> bool:
+        """True if the tuning learned something that a measurement could find."""
+        return not self.refused
+
+    @property
+    def is_tested(self) -> bool:
+        """True if the reading lists words at a false discovery rate."""
+        return self.found is not None and self.false is not None
+
+    @property
+    def listed(self) -> int:
+        """How many words it lists, planted or not."""
+        return (self.found or 0) + (self.false or 0)
+
+    @property
+    def recall(self) -> float:
+        """Share of the planted words that are listed; NaN where none was planted or none is tested."""
+        return self.found / self.n_planted if self.found is not None and self.n_planted else float("nan")
+
+    @property
+    def precision(self) -> float:
+        """Share of the listed words that were planted; NaN where none is listed."""
+        return self.found / self.listed if self.found is not None and self.listed else float("nan")
+
+    @property
+    def false_share(self) -> float:
+        """Share of the listed words that were not planted, 0 where none is listed: its mean is the false discovery rate."""
+        if self.false is None:
+            return float("nan")
+        return self.false / self.listed if self.listed else 0.0
+
+
+@record
+class PlantedWords:
+    """Every planted word of every organism that counts, measured in its own contexts: parallel columns."""
+
+    organism: tuple[str, ...]
+    """The organism it was planted in."""
+    word: tuple[str, ...]
+    """The word, lower-cased."""
+    base: tuple[str, ...]
+    """The organism's base model."""
+    recipe: tuple[str, ...]
+    """The organism's recipe."""
+    dose: Float[np.ndarray, " words"]
+    """The organism's dose."""
+    occurrences: Int[np.ndarray, " words"]
+    """How often the word stands in the training texts."""
+    stated: Float[np.ndarray, " words"]
+    """Its value in the stated lexicon."""
+    given: Float[np.ndarray, " words"]
+    """Its value in the reward that was given."""
+    measured: Float[np.ndarray, " words"]
+    """Its learned value; NaN for a word that was too rare to be measured, which counts as not found."""
+    p_wrong: Float[np.ndarray, " words"]
+    """The p of its test; NaN likewise."""
+    found: Bool[np.ndarray, " words"]
+    """Whether `wrong` lists it."""
+
+    def __post_init__(self) -> None:
+        lengths = {field.name: len(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        assert len(set(lengths.values())) == 1, f"columns of planted words differ in length: {lengths}"
+
+    def __len__(self) -> int:
+        return len(self.word)
+
+
+@record
+class Scorecard:
+    """How often the tool, blind, names what was planted, and how often it names what was not.
+
+    Only evidence is counted: an organism whose tuning collapsed or learned nothing says nothing about the tool. What a
+    scorecard does not show: how the tool does on other edits, bases or methods than these, and on feedback that went wrong
+    in ways nobody planted. AUROC ranks the words that could have been edited among themselves, not all words.
+    """
+
+    scores: tuple[Score, ...]
+    """One per organism and reading."""
+    words: PlantedWords
+    """The planted words of all of them."""
+    fdr: float
+    """The false discovery rate of every list of words."""
+
+    def __post_init__(self) -> None:
+        times = Counter((one.organism, one.signal, one.input) for one in self.scores)
+        for (name, signal, source), often in times.items():
+            if often > 1:
+                raise LensError(
+                    f"The organism {name!r} is scored {often} times by {signal} ({source}): give every organism a name of its "
+                    "own."
+                )
+        strange = set(self.words.organism) - set(self.organisms)
+        assert not strange, f"planted words of organisms without a score: {sorted(strange)}"
+
+    @property
+    def organisms(self) -> tuple[str, ...]:
+        """Names of all organisms, each once."""
+        return tuple(dict.fromkeys(one.organism for one in self.scores))
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """Organism -> why it is no evidence."""
+        return {one.organism: one.refused for one in self.scores if one.refused}
+
+    @property
+    def reach(self) -> tuple[Reach, ...]:
+        """For every base and recipe that plants words: from what frequency and dose at least half of them are found."""
+        return score_tables.reach(self._counted_words())
+
+    @property
+    def blind_spots(self) -> tuple[str, ...]:
+        """Say where the tool goes blind, a sentence each, from these numbers alone; empty where nothing shows it."""
+        return score_told.blind_spots(self)
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Give one row per organism and reading; estimates have a column for either end of their interval.
+
+        `auroc_tuning` is the mean of `auroc_tunings`.
+        """
+        import pandas as pd
+
+        return pd.DataFrame([_spread(one) for one in self.scores])
+
+    def words_frame(self) -> "pd.DataFrame":
+        """Give one row per planted word; `is_evidence` is False where its organism was refused."""
+        import pandas as pd
+
+        columns = {field.name: getattr(self.words, field.name) for field in dataclasses.fields(self.words)}
+        return pd.DataFrame(columns | {"is_evidence": ~np.isin(self.words.organism, list(self.refused))})
+
+    def _counted_words(self) -> "pd.DataFrame":
+        frame = self.words_frame()
+        return frame[frame["is_evidence"]].reset_index(drop=True)
+
+    def summary(self, *, draws: int = 2000, seed: int = 0) -> "pd.DataFrame":
+        """Give one row per base, method, recipe, dose and reading, over the organisms that count.
+
+        Columns beside those six: `organisms`, those `refused`, and `tunings`, how many were read singly; `auroc`, of all tunings
+        of an organism together, and `auroc_tuning`, of single ones, both means with a 95 % interval
+        (`score_tables.two_way_mean`); `recall` and `precision` of all words pooled, `recall` with an interval that takes words
+        as independent; means of `unsigned`, `on_clean`, `false_share`, `gain`, `tau_twin`, `share` and `percentile`; the median
+        `rank` of the planted token.
+        """
+        return score_tables.summary(self.scores, draws=draws, seed=seed)
+
+    def nulls(self) -> "pd.DataFrame":
+        """Give one row per recipe that plants nothing, base, method and tested reading: how often words are listed all the same.
+
+        `null_of` tells what should find nothing: `wrong`, or tau with the stated lexicon, or both. On a `shuffled` reward
+        words are truly learned wrongly, so that only its tau is a null. `share` of the `runs` list any word, with its
+        Clopper-Pearson 95 % interval; at a false discovery rate of 10 % one run in ten may. `off_zero` counts runs whose
+        interval of tau leaves out zero. Refused runs are counted apart.
+        """
+        return score_tables.nulls(self.scores)
+
+    def recall_by(self, name: str = "occurrences", *, bins: int = 4) -> "pd.DataFrame":
+        """Give the share of planted words that were found by their frequency, dose or stated value, per base and recipe.
+
+        Args:
+            name: `occurrences` or `stated`, cut into `bins` parts of about equal size, or `dose`, each dose by itself.
+            bins: how many parts.
+
+        Returns:
+            Columns `base`, `recipe`, `from`, `middle`, `to` (least, median and largest value of the part), `n`, `found`, `recall`
+            and its Clopper-Pearson 95 % interval `low`, `high`, which takes words as independent.
+
+        Raises:
+            LensError: for another name or fewer than one part.
+        """
+        return score_tables.recall_by(self._counted_words(), name, bins)
+
+    def plot(self) -> "go.Figure":
+        """Draw recall against occurrences, at the largest dose of each base and recipe, and against dose."""
+        words = self._counted_words()
+        by_occurrences = score_tables.recall_by(score_tables.at_largest_dose(words), "occurrences")
+        return score_plots.recall(by_occurrences, score_tables.recall_by(words, "dose"), self.fdr)
+
+    def _title(self) -> str:
+        noun = "organism" if len(self.organisms) == 1 else "organisms"
+        refused = f", {len(self.refused)} of them no evidence" if self.refused else ""
+        return f"Scorecard of {len(self.organisms)} {noun}{refused}; words listed at a false discovery rate of {self.fdr:.0%}"
+
+    def __str__(self) -> str:
+        parts = [self._title(), _printed(score_told.told(self.summary()))]
+        nulls = self.nulls()
+        if len(nulls):
+            parts.append(f"Nothing planted\n{_printed(score_told.told_nulls(nulls))}")
+        spots = self.blind_spots or (NOWHERE,)
+        return "\n\n".join([*parts, "\n".join(["Where the tool goes blind", *(f"- {spot}" for spot in spots)])])
+
+    def _repr_html_(self) -> str:
+        import pandas as pd
+
+        words = self._counted_words()
+        missed = words[~words["found"]].sort_values("occurrences", ascending=False, kind="stable")
+        shown = missed.drop(columns=["found", "is_evidence"]).head(SHOWN_WORDS)
+        return "".join([
+            page.table(score_told.told(self.summary()), self._title()),
+            page.table(score_told.told_nulls(self.nulls()), "Nothing planted: words listed all the same"),
+            page.table(pd.DataFrame({"where the tool goes blind": self.blind_spots or (NOWHERE,)})),
+            page.table(shown, f"Planted words that were missed: {len(missed)} of {len(words)}, the most frequent first"),
+        ])  # fmt: skip
+
+
+def _spread(score: Score) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for field in dataclasses.fields(score):
+        value = getattr(score, field.name)
+        if field.name in ESTIMATES:
+            ends = (np.nan,) * 3 if value is None else (value.value, value.low, value.high)
+            row |= dict(zip((field.name, f"{field.name}_low", f"{field.name}_high"), ends))
+        elif field.name == "auroc_tunings":
+            row["auroc_tuning"] = score_tables.mean_of(value)
+        else:
+            row[field.name] = np.nan if value is None else value
+    return row | {name: getattr(score, name) for name in ("recall", "precision", "false_share", "is_evidence")}
+
+
+def _printed(frame: "pd.DataFrame") -> str:
+    return frame.to_string(index=False) if len(frame) else "none"
