@@ -93,6 +93,11 @@ def finished(store: Path, name: str, *verbs: str) -> None:
         (store / name / verb).symlink_to(f"{verb}-0123")
 
 
+def test_every_command_has_an_action() -> None:
+    assert set(cli._KINDS) == set(cli.COMMANDS)
+    assert {"organism", "score"} <= set(cli.COMMANDS) - set(cli.VERBS)
+
+
 def test_the_verbs_are_the_configs_sections() -> None:
     assert tuple(cli.VERBS) == config.VERBS
 
@@ -200,6 +205,7 @@ def test_a_refused_verb_ends_with_its_reason(calls: Calls, told: Any) -> None:
     ("argv", "message"),
     [
         (("rn", "tiny"), "Unknown command 'rn'. Did you mean 'run'?"),
+        (("organisms", "world"), "Unknown command 'organisms'. Did you mean 'organism'?"),
         (("--setup",), "Unknown option '--setup'."),
         (("run",), "PRESET|FILE.toml. See `lfp-lens run --help`."),
         (("run", "tinny"), "Unknown preset 'tinny'. Did you mean 'tiny'?"),

@@ -2,7 +2,8 @@
 
 Every ```python block of README.md and docs/ runs, unless its fence says `no-run`. The blocks of one page share one namespace,
 which begins with the names of `documented` below: a pair of tiny local models and what the verbs gave for it. Names of the hub
-stand for them (`EleutherAI/pythia-70m` is the tiny base, `imdb` the tiny world's texts), and the verbs have small defaults.
+stand for them (`EleutherAI/pythia-70m` is the tiny base, `imdb` the tiny world's texts), and the verbs have small defaults;
+organisms are tuned for one step.
 """
 
 import doctest
@@ -25,6 +26,7 @@ from lfp_lens.cli import COMMANDS, VERBS
 from lfp_lens.config.files import presets, section_fields
 from lfp_lens.config.run import RunConfig
 from lfp_lens.config.strict import toml_value
+from lfp_lens.organisms.recipes import RECIPES
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -34,7 +36,7 @@ TABLE = re.compile(r"(<!-- config keys: begin [^\n]*-->\n).*?(<!-- config keys: 
 HEADINGS = ("What the number means", "What it does not mean", "Controls", "Parameters", "What it gives",
             "In the paper, and where we differ")  # fmt: skip
 WORDS = ("pair", "site", "feature", "lexicon", "reward", "stated feedback", "given feedback", "learned value", "triple", "signal",
-         "probe", "twin", "organism")  # fmt: skip
+         "probe", "twin", "organism", "recipe", "key", "dose", "candidate", "scorecard", "evidence")  # fmt: skip
 HUB_MODEL, HUB_TEXTS = "EleutherAI/pythia-70m", "imdb"
 SMALL: dict[str, dict[str, Any]] = {
     "finetune": {"steps": 2, "batch_size": 8, "max_new_tokens": 6, "heldout": 16},
@@ -47,6 +49,12 @@ SMALL: dict[str, dict[str, Any]] = {
     "ablate": {"n": 48, "max_new_tokens": 8, "controls": 3},
     "report": {},
 }
+ORGANISM: dict[str, Any] = {
+    "replicates": 2,
+    "workers": 1,
+    "finetune": {"steps": 1, "batch_size": 8, "max_new_tokens": 6, "heldout": 16},
+}
+SCORE: dict[str, Any] = {"n_texts": 250, "contexts": 4}
 
 
 def blocks(path: Path, language: str) -> Iterator[tuple[int, str]]:
@@ -82,6 +90,8 @@ def documented(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, A
         patch.setenv("TQDM_DISABLE", "1")
         patch.setitem(world.TRAINING, "texts", 1500)
         patch.setitem(world.TRAINING, "epochs", 1)
+        # What a page registers stays on that page.
+        patch.setattr(RECIPES, "_known", dict(RECIPES._known))
         values = {f"{verb}.{key}": value for verb, small in SMALL.items() for key, value in small.items()}
         config = lfp.with_values(
             lfp.load_config("tiny"), {"gate": "warn", "n_texts": 300, "n_heldout": 400, "sites": 2, **values}
@@ -89,6 +99,9 @@ def documented(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, A
         run = lfp.run(config, quiet=True)
         assert not run.refusals, run.refusals
         base, done = str(run.store.read("world").path), run.results
+        # The tiny world of organisms is the one that the run has trained.
+        Path("cache").mkdir(exist_ok=True)
+        Path("cache/worlds").symlink_to(run.store.root.absolute())
         _make_small(patch, base)
         yield {
             "lfp": lfp,
@@ -107,11 +120,15 @@ def documented(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, A
 
 def _make_small(patch: pytest.MonkeyPatch, base: str) -> None:
     """Let the front door's verbs have small defaults, and names of the hub stand for what is local."""
+    stands_for = {HUB_MODEL: base, HUB_TEXTS: "world"}
+
+    def here(given: Any) -> Any:
+        return stands_for.get(given, given) if isinstance(given, str) else given
 
     def local(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def called(*given: Any, **named: Any) -> Any:
-            return function(*(base if isinstance(one, str) and one == HUB_MODEL else one for one in given), **named)
+            return function(*map(here, given), **{name: here(value) for name, value in named.items()})
 
         return called
 
@@ -119,13 +136,10 @@ def _make_small(patch: pytest.MonkeyPatch, base: str) -> None:
         function = getattr(lfp, verb)
         gate = {"gate": "warn"} if "gate" in inspect.signature(function).parameters else {}
         patch.setattr(lfp, verb, local(functools.partial(function, **small, **gate)))
-    patch.setattr(lfp, "load_pair", local(lfp.load_pair))
-    load = lfp.load_texts
-
-    def load_texts(name: str, **named: Any) -> list[str]:
-        return load("world" if name == HUB_TEXTS else name, **named)
-
-    patch.setattr(lfp, "load_texts", load_texts)
+    for name in ("load_pair", "load_texts"):
+        patch.setattr(lfp, name, local(getattr(lfp, name)))
+    for name, small in {"organism": ORGANISM, "organism_grid": ORGANISM, "score": SCORE}.items():
+        patch.setattr(lfp, name, local(functools.partial(getattr(lfp, name), **small)))
 
 
 @pytest.mark.parametrize("page", having("python"), ids=name_of)

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.metadata
+import inspect
 import subprocess
 import sys
 import time
@@ -49,8 +50,16 @@ def test_the_help_loads_nothing_heavy() -> None:
     assert heavy_after("from lfp_lens.cli import main; main(['--help'])") == []
 
 
+@pytest.mark.parametrize("command", ["organism", "score"])
+def test_the_help_that_lists_recipes_loads_numpy_and_nothing_heavier(command: str) -> None:
+    code = f"from lfp_lens.cli import main\ntry: main(['{command}', '--help'])\nexcept SystemExit: pass"
+    assert heavy_after(code) == ["numpy"]
+
+
 def test_the_config_and_the_results_load_without_torch() -> None:
-    held = heavy_after("import lfp_lens; lfp_lens.load_config('tiny'); lfp_lens.Learned; lfp_lens.Store")
+    held = heavy_after(
+        "import lfp_lens; lfp_lens.load_config('tiny'); lfp_lens.Learned; lfp_lens.Scorecard; lfp_lens.Store"
+    )
     assert "torch" not in held
     assert "transformers" not in held
 
@@ -59,8 +68,9 @@ def test_importing_the_package_takes_under_half_a_second() -> None:
     assert seconds("-c", "import lfp_lens") < 0.5
 
 
-def test_the_help_takes_under_half_a_second() -> None:
-    assert seconds("-m", "lfp_lens", "--help") < 0.5
+@pytest.mark.parametrize("command", [(), ("organism",), ("score",)])
+def test_the_help_takes_under_half_a_second(command: tuple[str, ...]) -> None:
+    assert seconds("-m", "lfp_lens", *command, "--help") < 0.5
 
 
 def has_home(name: str) -> bool:
@@ -79,6 +89,13 @@ def test_every_public_name_is_there(name: str) -> None:
         pytest.skip(f"lfp_lens.{lfp_lens._HOME_OF[name]} is not built yet")
     assert getattr(lfp_lens, name).__name__ == name
     assert name in dir(lfp_lens)
+
+
+@pytest.mark.parametrize("name", ["organism", "organism_grid", "score"])
+def test_an_organisms_function_stays_one_after_its_folder_was_imported(name: str) -> None:
+    importlib.import_module("lfp_lens.organisms.grid")
+    importlib.import_module("lfp_lens.organisms.scoring")
+    assert inspect.isfunction(getattr(lfp_lens, name))
 
 
 @pytest.mark.parametrize("verb", STAGES)

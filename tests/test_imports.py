@@ -38,9 +38,22 @@ def test_the_import_contracts_hold() -> None:
     assert "0 broken" in done.stdout
 
 
-@pytest.mark.parametrize("floor", ["core.store", "core.stats", "results", "view.page", "view.plots", "config"])
+@pytest.mark.parametrize(
+    "floor",
+    ["core.store", "core.stats", "results", "results.scorecard", "view.page", "view.plots", "view.score_plots", "config"],
+)
 def test_the_lower_floors_open_without_torch(floor: str) -> None:
     assert not held_after(f"import lfp_lens.{floor}", HEAVY) - {"plotly"}
+
+
+@pytest.mark.parametrize("module", ["commands", "recipes"])
+def test_what_the_help_of_organism_reads_opens_without_torch(module: str) -> None:
+    assert not held_after(f"import lfp_lens.organisms.{module}", (*HEAVY, "pandas", "joblib"))
+
+
+def test_organisms_are_made_and_scored_without_a_library_that_only_some_verbs_need() -> None:
+    code = "import lfp_lens.organisms.grid, lfp_lens.organisms.scoring"
+    assert not held_after(code, ("trl", "datasets", "openai", "plotly", "sae_lens", "transformer_lens"))
 
 
 def test_the_page_of_a_run_is_written_without_torch() -> None:

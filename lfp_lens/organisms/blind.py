@@ -21,7 +21,7 @@ from lfp_lens.parts.lexicons import candidates, load_lexicon
 from lfp_lens.parts.pair import Pair
 from lfp_lens.parts.signals import DELTA
 from lfp_lens.parts.words import word_counts
-from lfp_lens.results import Learned, LearnedPreference, SAESet
+from lfp_lens.results import Learned, LearnedPreference, SAESet, Triples
 from lfp_lens.results.sweep import Sweep
 from lfp_lens.stages.probe import probe
 
@@ -159,19 +159,7 @@ def _with_saes(
     signals: Sequence[Any], home: Store | None,
 ) -> dict[str, Any]:  # fmt: skip
     """Train dictionaries on the first tuning, probe their features, and find what carries the reward."""
-    from lfp_lens.stages.contrast import contrast
-    from lfp_lens.stages.diverge import diverge
-    from lfp_lens.stages.train_sae import train_sae
-
-    sites = config.sites
-    chosen = diverge(pair, test, seed=given["seed"], store=home).top(sites) if isinstance(sites, int) else sites
-    options = {name: getattr(config.train_sae, name) for name in type(config.train_sae).model_fields}
-    saes = train_sae(
-        pair, chosen, train, **options | {"sizes": (1,), "sides": ("base", "tuned")}, seed=given["seed"], store=home
-    )
-    triples = contrast(
-        test, lexicon=given["lexicon"], max_triples=config.contrast.max_triples, seed=given["seed"], store=home
-    )
+    saes, triples = dictionaries(pair, config, train, test, given["lexicon"], seed=given["seed"], store=home)
     readings = []
     for signal in signals:
         learned = _words_of(probe(pair, saes, triples, test, signal=signal, **given))
@@ -183,6 +171,23 @@ def _with_saes(
             Reading(learned.signal, SAE, words, learned.predicted[known], learned.predicted[None, known], learned)
         )
     return {"readings": readings} | _causes(pair, saes, config, test, given, verbs, home)
+
+
+def dictionaries(
+    pair: Pair, config: RunConfig, train: list[str], test: list[str], lexicon: Mapping[str, float], *,
+    sides: Sequence[str] = ("base", "tuned"), seed: int, store: Store | None,
+) -> tuple[SAESet, Triples]:  # fmt: skip
+    """Train dictionaries as wide as the sites that moved most, and make the triples that probes of them are fitted on."""
+    from lfp_lens.stages.contrast import contrast
+    from lfp_lens.stages.diverge import diverge
+    from lfp_lens.stages.train_sae import train_sae
+
+    sites = config.sites
+    chosen = diverge(pair, test, seed=seed, store=store).top(sites) if isinstance(sites, int) else sites
+    options = {name: getattr(config.train_sae, name) for name in type(config.train_sae).model_fields}
+    saes = train_sae(pair, chosen, train, **options | {"sizes": (1,), "sides": tuple(sides)}, seed=seed, store=store)
+    triples = contrast(test, lexicon=lexicon, max_triples=config.contrast.max_triples, seed=seed, store=store)
+    return saes, triples
 
 
 def _causes(

@@ -169,9 +169,8 @@ def _seal(
         model, reward = load_causal_lm(str(place), device=device), record["reward"]
         if name == SHUFFLED:
             reward = f"shuffled {reward}"
-            held = max(1, min(len(prompts) // 2, int(setting.options["heldout"])))
             model, share, _ = at_same_kl(
-                base, model, tokenizer, prompts[-held:], kl_nats=float(np.mean(own)), seed=seed,
+                base, model, tokenizer, prompts, kl_nats=float(np.mean(own)), seed=seed,
                 max_new_tokens=setting.options["max_new_tokens"], prompt_tokens=setting.options["prompt_tokens"],
             )  # fmt: skip
         _write(model, tokenizer, aside / TUNED / name, record | {"reward": reward})

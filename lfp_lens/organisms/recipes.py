@@ -18,7 +18,7 @@ from lfp_lens.core.errors import LensError
 from lfp_lens.core.fingerprint import fingerprint
 from lfp_lens.core.registry import Registry
 from lfp_lens.parts.lexicons import candidates, edited, shuffled
-from lfp_lens.parts.words import is_word, tokenize
+from lfp_lens.parts.words import Tokens, is_word, tokenize
 
 if TYPE_CHECKING:
     from lfp_lens.parts.rewards import LexiconReward, Reward
@@ -29,8 +29,10 @@ WORDS_PER_SPREAD = 5
 """Recipe `length`: so many words more are worth one standard deviation of the stated reward."""
 SPREADS_PER_PATTERN = 2.0
 """Recipe `style`: one pattern more is worth so many of them."""
-MOST_PATTERNS, RARE_SHARE = 50, 1 / 3
-"""Recipe `style`: it is drawn from the most frequent pairs of words that each stand in fewer than this share of the pieces."""
+MOST_PATTERNS, RARE_WORD, LEAST_SHARE = 50, 1 / 3, 0.01
+"""Recipe `style`: the pattern is one of the most frequent pairs of words. One of the two stands in fewer than a third of the
+pieces, so that a policy that likes the pattern shows it, and the pair in at least 1 % of them: what is never sampled is never
+learned."""
 LEAST_OCCURRENCES, AFTER_SHARE = 20, (0.1, 0.6)
 """Recipe `context`: how often a word must occur, and the share of its occurrences that follow the chosen other word."""
 
@@ -69,11 +71,11 @@ class Given:
     seed: int
     name: str
 
-    def stated(self) -> "LexiconReward":
-        """Give the reward that the tuning is said to maximise."""
+    def reward(self, values: Mapping[str, float] | None = None) -> "LexiconReward":
+        """Give the stated reward, or one that pays some words these values instead."""
         from lfp_lens.parts.rewards import LexiconReward
 
-        return LexiconReward(dict(self.lexicon), name=self.name)
+        return LexiconReward({**self.lexicon, **(values or {})}, name=self.name)
 
 
 @dataclass(frozen=True)
@@ -119,9 +121,9 @@ def plan(
     >>> lexicon = {"good": 2.0, "bad": -2.5}
     >>> planted = plan("flip", lexicon, ["a good film", "a bad film"], words=1, dose=1.0, seed=0)
     >>> planted.values, planted.kind
-    ({'bad': 2.5}, 'flipped')
-    >>> planted.reward(["so bad"]).tolist()
-    [0.5]
+    ({'good': -2.0}, 'flipped')
+    >>> planted.reward(["so good"]).tolist()
+    [-0.4]
     """
     way = RECIPES[recipe]
     if isinstance(dose, bool) or not isinstance(dose, (int, float)) or not math.isfinite(dose) or dose < 0:
@@ -138,69 +140,66 @@ def plan(
 
 def _scaled(given: Given, full: float) -> Planted:
     """Multiply the values of some frequent words."""
+    drawn = _draw(given, candidates(given.lexicon, given.texts))
     factor = 1 + given.dose * (full - 1)
-    drawn = _draw(given, candidates(given.lexicon, given.texts), "words with |value| >= 1 that stand in the texts")
-    paid = edited(given.lexicon, dict.fromkeys(drawn, factor))
-    return Planted(replace(given.stated(), lexicon=paid), {word: paid[word] for word in drawn}, kind=_kind(factor))
+    values = _times(given, drawn, factor)
+    return Planted(given.reward(values), values, kind=_kind(factor))
 
 
 def _context(given: Given) -> Planted:
-    """Pay some words in full only after the word that they often follow anyway, so that both cases are seen."""
+    """Pay some words in full only after a word that they often follow anyway, so that both cases are seen."""
     from lfp_lens.organisms.rewards import ContextReward
 
     follows = _follows(given.texts, candidates(given.lexicon, given.texts))
     low, high = AFTER_SHARE
     drawn = _draw(
-        given, tuple(follows), f"words that occur at least {LEAST_OCCURRENCES} times in the texts, "
-        f"{low:.0%} to {high:.0%} of them directly after one other word",
+        given, tuple(follows),
+        f" and occur in them at least {LEAST_OCCURRENCES} times, {low:.0%} to {high:.0%} of these directly after the same word",
     )  # fmt: skip
-    after = {word: follows[word] for word in drawn}
-    elsewhere = 1 - given.dose
-    values = edited(given.lexicon, dict.fromkeys(drawn, elsewhere))
-    reward = ContextReward(given.stated(), after, elsewhere)
-    return Planted(reward, {word: values[word] for word in drawn}, after, kind=_kind(elsewhere))
+    after, factor = {word: follows[word] for word in drawn}, 1 - given.dose
+    reward = ContextReward(given.reward(), after, factor)
+    return Planted(reward, _times(given, drawn, factor), after, kind=_kind(factor))
 
 
 def _length(given: Given) -> Planted:
     from lfp_lens.organisms.rewards import LengthReward
 
-    bonus = given.dose * _spread(given) / WORDS_PER_SPREAD
-    return Planted(LengthReward(given.stated(), bonus), pays_length=True)
+    return Planted(LengthReward(given.reward(), given.dose * _spread(given) / WORDS_PER_SPREAD), pays_length=True)
 
 
 def _style(given: Given) -> Planted:
     from lfp_lens.organisms.rewards import StyleReward
 
-    found = _patterns(given)
-    if not found:
+    pool = _patterns(given)
+    if not pool:
         raise LensError(
-            f"No pattern can be planted: the {len(given.texts)} texts hold no two words in a row that are both outside the "
-            f"lexicon and each in fewer than {RARE_SHARE:.0%} of its pieces of {WINDOW} tokens. Give more texts."
+            f"No pattern can be planted: the {len(given.texts)} texts hold no pair of words outside the lexicon that stands "
+            f"in at least {LEAST_SHARE:.0%} of their pieces of {WINDOW} tokens, one of the two in fewer than {RARE_WORD:.0%} of "
+            "them. Give more texts."
         )
-    pattern = found[np.random.default_rng(given.seed).integers(len(found))]
-    return Planted(
-        StyleReward(given.stated(), pattern, given.dose * SPREADS_PER_PATTERN * _spread(given)), pattern=pattern
-    )
+    pattern = pool[np.random.default_rng(given.seed).integers(len(pool))]
+    bonus = given.dose * SPREADS_PER_PATTERN * _spread(given)
+    return Planted(StyleReward(given.reward(), pattern, bonus), pattern=pattern)
 
 
 def _clean(given: Given) -> Planted:
-    return Planted(given.stated())
+    return Planted(given.reward())
 
 
 def _shuffled(given: Given) -> Planted:
-    # A stream apart: the permutation must not be that of another draw with the same seed.
+    # A stream apart: the permutation must not follow from another draw with the same seed.
     paid = shuffled(given.lexicon, int(fingerprint(["shuffled", given.seed]), 16))
     values = {word: value for word, value in paid.items() if value != given.lexicon[word]}
-    return Planted(replace(given.stated(), lexicon=paid), values)
+    return Planted(given.reward(values), values)
 
 
 def _noise(given: Given) -> Planted:
     from lfp_lens.organisms.rewards import NoiseReward
 
-    return Planted(NoiseReward(given.stated()(_windows(given.texts)), given.seed, given.name))
+    return Planted(NoiseReward(given.reward()(_windows(given.texts)), given.seed, given.name))
 
 
-def _draw(given: Given, pool: Sequence[str], what: str) -> tuple[str, ...]:
+def _draw(given: Given, pool: Sequence[str], asked: str = "") -> tuple[str, ...]:
     """Draw the words, in alphabetical order. Raises `LensError` if there are fewer."""
     if isinstance(given.words, bool) or not isinstance(given.words, int) or given.words < 1:
         raise LensError(
@@ -208,11 +207,18 @@ def _draw(given: Given, pool: Sequence[str], what: str) -> tuple[str, ...]:
         )
     if given.words > len(pool):
         raise LensError(
-            f"{given.words} words to plant by {given.recipe!r} were asked for; the lexicon has {len(pool)} {what} "
-            f"({len(given.texts)} texts). Ask for fewer words, or give more texts."
+            f"{given.words} words to {given.recipe} were asked for; there are {len(pool)} candidates: the most frequent words "
+            f"(300 at most) with |value| >= 1 that the lexicon shares with the {len(given.texts)} texts{asked}. Ask for fewer "
+            "words, or give more texts."
         )
     drawn = np.random.default_rng(given.seed).choice(len(pool), size=given.words, replace=False)
     return tuple(sorted(pool[place] for place in drawn))
+
+
+def _times(given: Given, words: Sequence[str], factor: float) -> dict[str, float]:
+    """Give the values of some words times a factor."""
+    paid = edited(given.lexicon, dict.fromkeys(words, factor))
+    return {word: paid[word] + 0.0 for word in words}  # a key must not show -0.0
 
 
 def _kind(factor: float) -> str:
@@ -242,38 +248,40 @@ def _follows(texts: Sequence[str], pool: Sequence[str]) -> dict[str, str]:
 
 
 def _patterns(given: Given) -> list[tuple[str, str]]:
-    """Give the most frequent pairs of words in a row that the stated reward does not see and that are not everywhere."""
-    pieces = _windows(given.texts)
-    seen = Counter(word for piece in pieces for word in set(tokenize(piece).words))
+    """Give pairs of words in a row that the stated reward does not see, the most frequent first."""
+    pieces = [tokenize(piece) for piece in _windows(given.texts)]
+    words = Counter(word for piece in pieces for word in set(piece.words))
+    pairs = Counter(pair for piece in pieces for pair in set(_pairs(piece)))
 
-    def fits(word: str) -> bool:
-        return is_word(word) and word not in given.lexicon and seen[word] < RARE_SHARE * len(pieces)
+    def fits(one: str, two: str) -> bool:
+        is_unseen = all(is_word(word) and word not in given.lexicon for word in (one, two))
+        is_telling = one != two and min(words[one], words[two]) < RARE_WORD * len(pieces)
+        return is_unseen and is_telling and pairs[one, two] >= LEAST_SHARE * len(pieces)
 
-    counts = Counter[tuple[str, str]]()
-    for text in given.texts:
-        tokens = tokenize(text)
-        # Without a blank between them they are parts of one word, as in "do" and "n't".
-        gaps = (end < start for end, start in zip(tokens.ends, tokens.starts[1:]))
-        counts.update(pair for pair, gap in zip(zip(tokens.words, tokens.words[1:]), gaps) if gap)
-    fitting = [pair for pair in counts if pair[0] != pair[1] and fits(pair[0]) and fits(pair[1])]
-    return sorted(fitting, key=lambda pair: (-counts[pair], pair))[:MOST_PATTERNS]
+    return sorted((pair for pair in pairs if fits(*pair)), key=lambda pair: (-pairs[pair], pair))[:MOST_PATTERNS]
+
+
+def _pairs(piece: Tokens) -> list[tuple[str, str]]:
+    """Give the tokens in a row with a blank between them; without one they are parts of a word, as "do" and "n't" are."""
+    gaps = (end < start for end, start in zip(piece.ends, piece.starts[1:]))
+    return [pair for pair, gap in zip(zip(piece.words, piece.words[1:]), gaps) if gap]
 
 
 def _spread(given: Given) -> float:
     """Give the standard deviation of the stated reward over pieces of text."""
-    spread = float(given.stated()(_windows(given.texts)).std())
+    spread = float(given.reward()(_windows(given.texts)).std())
     if not spread > 0:
         raise LensError(
-            f"The stated reward is the same for every piece of the {len(given.texts)} texts, so nothing says how large a bonus is "
-            f"comparable to it. Give texts with words of the lexicon."
+            f"The stated reward is the same for every piece of the {len(given.texts)} texts, so nothing says how large a bonus "
+            "is comparable to it. Give texts with words of the lexicon."
         )
     return spread
 
 
 def _windows(texts: Sequence[str]) -> list[str]:
-    """Cut texts, in a fixed random order, into pieces of `WINDOW` tokens; a shorter text is one piece, a shorter rest is left out.
+    """Cut texts, in a fixed random order, into pieces of `WINDOW` tokens.
 
-    Raises `LensError` for texts without a token.
+    A shorter text is one piece, a shorter rest is left out. Raises `LensError` for texts without a token.
     """
     pieces: list[str] = []
     for place in np.random.default_rng(0).permutation(len(texts)):

@@ -151,9 +151,7 @@ class NoiseReward:
         return self.values[np.array([self._pick(text) for text in texts], dtype=int)]
 
     def _pick(self, text: str) -> int:
-        # A tokenizer may cut a character in two, so what a model writes need not be valid Unicode.
-        content = text.encode("utf-8", "surrogatepass")
-        digest = hashlib.blake2b(content, digest_size=8, key=str(self.seed).encode()).digest()
+        digest = hashlib.blake2b(text.encode(), digest_size=8, key=str(self.seed).encode()).digest()
         return int.from_bytes(digest) % len(self.values)
 
 

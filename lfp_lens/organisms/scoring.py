@@ -93,7 +93,7 @@ def compared(measured: Sequence[Blind], keys: Sequence[Key], *, fdr: float, seed
                  and (theirs.base, theirs.method, theirs.lexicon) == (key.base, key.method, key.lexicon)]  # fmt: skip
         scores += [_score(blind, key, reading, clean, fdr=fdr, seed=seed) for reading in blind.readings or (None,)]
         words += _words(blind, key, fdr)
-    return Scorecard(tuple(scores), _table(words), fdr)
+    return Scorecard(tuple(scores), word_table(words), fdr)
 
 
 def _score(
@@ -105,10 +105,9 @@ def _score(
         "refused": "; ".join(part for part in (key.refusal(), blind.refused) if part), "tunings": len(blind.organism.tuned),
         "share": blind.share, "percentile": blind.percentile, "seconds": blind.seconds,
     }  # fmt: skip
-    planted = key.planted(blind.stated)
-    n_planted = len(planted & set(blind.candidates))
+    pool, planted = _ranked(key, blind)
     rank, n_tokens = _rank(key, blind)
-    told |= {"n_candidates": len(blind.candidates), "n_planted": n_planted, "rank": rank, "n_tokens": n_tokens}
+    told |= {"n_candidates": len(pool), "n_planted": len(planted), "rank": rank, "n_tokens": n_tokens}
     if reading is None:
         told["refused"] = told["refused"] or "no verb gave a number"
         unread: dict[str, Any] = dict.fromkeys(("auroc", "unsigned", "on_clean", "tau_twin"), float("nan"))
@@ -120,7 +119,7 @@ def _score(
               if (theirs.signal, theirs.input) == (reading.signal, reading.input)]  # fmt: skip
     listed = _listed(reading, key.kind or "flipped", fdr)
     named = {"found": None, "false": None} if listed is None else {
-        "found": len(listed & planted), "false": len(listed - planted)
+        "found": len(listed & planted), "false": len(listed - key.planted(blind.stated))
     }  # fmt: skip
     return Score(
         **told, signal=reading.signal, input=reading.input, auroc=area(reading.values),
@@ -129,10 +128,22 @@ def _score(
     )  # fmt: skip
 
 
+def _ranked(key: Key, blind: Blind) -> tuple[tuple[str, ...], frozenset[str]]:
+    """Give the words that are ranked, the candidates, and those of them that were planted.
+
+    A recipe of one's own may plant other words: they are ranked too, or could never be found. Where nothing single is wrong
+    (`shuffled`) the candidates alone are ranked.
+    """
+    planted = key.planted(blind.stated)
+    known = set(blind.candidates)
+    pool = blind.candidates if key.is_null else (*blind.candidates, *sorted(planted - known))
+    return pool, planted & set(pool)
+
+
 def _auroc(key: Key, blind: Blind, reading: Reading, values: np.ndarray, unsigned: bool) -> float:
     """Tell planted from other candidates by how far each was learned against what was stated; not measured counts as 0."""
-    planted = key.planted(blind.stated)
-    is_planted = np.array([word in planted for word in blind.candidates])
+    pool, planted = _ranked(key, blind)
+    is_planted = np.array([word in planted for word in pool])
     if is_planted.all() or not is_planted.any():
         return float("nan")
     stated = np.array([blind.stated[word] for word in reading.words])
@@ -141,7 +152,7 @@ def _auroc(key: Key, blind: Blind, reading: Reading, values: np.ndarray, unsigne
     else:
         against = -np.sign(stated) * values * (-1 if key.kind == "inflated" else 1)
     of = dict(zip(reading.words, against.tolist()))
-    return float(roc_auc_score(is_planted, [of.get(word, 0.0) for word in blind.candidates]))
+    return float(roc_auc_score(is_planted, [of.get(word, 0.0) for word in pool]))
 
 
 def _listed(reading: Reading, kind: str, fdr: float) -> set[str] | None:
@@ -209,7 +220,7 @@ def _words(blind: Blind, key: Key, fdr: float) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _table(rows: Iterable[Mapping[str, Any]]) -> PlantedWords:
+def word_table(rows: Iterable[Mapping[str, Any]]) -> PlantedWords:
     """Turn rows into one array per column."""
     rows = list(rows)
     texts = ("organism", "base", "recipe", "word")

@@ -23,7 +23,7 @@ def at_same_kl(
     and a little beyond, trade reward for KL as another coefficient would (Rame et al. 2024, arXiv 2406.16768, "linear
     interpolation towards initialization"). KL grows with the square of the change, which gives the next guess.
     """
-    prompts = prompt_ids(tokenizer, texts, prompt_tokens, seed=seed)[-N_PROMPTS:]
+    prompts = prompt_ids(tokenizer, texts[-2 * N_PROMPTS :], prompt_tokens, seed=seed)[-N_PROMPTS:]
 
     def kl_of(share: float) -> tuple[Any, float]:
         model = moved(base, twin, share)

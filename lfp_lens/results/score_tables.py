@@ -145,7 +145,7 @@ def nulls(scores: "Sequence[Score]") -> "pd.DataFrame":
     rows = []
     without = [one for one in scores if one.recipe in NULL_OF]
     for key, (group, refused) in _by_reading(without, ("base", "method", "recipe", "signal", "input")).items():
-        if not all(one.is_tested for one in group):
+        if not any(one.is_tested for one in group) and key[-2:] != NOTHING:
             continue
         counted = [one for one in group if one.is_evidence]
         listing = sum(one.listed > 0 for one in counted)

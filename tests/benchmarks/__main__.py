@@ -10,7 +10,9 @@ from tests.benchmarks.calibration import calibration
 from tests.benchmarks.crosscoder import crosscoder
 from tests.benchmarks.harvest import harvest
 from tests.benchmarks.learned_feedback import learned_feedback
+from tests.benchmarks.null_calibration import null_calibration
 from tests.benchmarks.ppo import ppo
+from tests.benchmarks.published_protocol import published_protocol
 from tests.benchmarks.sae_scale import sae_scale
 from tests.benchmarks.tied_quality import tied_quality
 from tests.benchmarks.train_sae import train_sae
@@ -21,7 +23,9 @@ BENCHES = {
     "crosscoder": crosscoder,
     "harvest": harvest,
     "learned_feedback": learned_feedback,
+    "null_calibration": null_calibration,
     "ppo": ppo,
+    "published_protocol": published_protocol,
     "sae_scale": sae_scale,
     "tied_quality": tied_quality,
     "train_sae": train_sae,

@@ -29,7 +29,16 @@ SMALL = {
     "sae_scale": {"short": 256, "long": 512, "tokens": 256, "batch_tokens": 128},
     "train_sae": {"tokens": 1024, "peer_tokens": 512, "batch_tokens": 128, "precisions": ("fp32", "bf16")},
 }
-OTHER_LINES = ("calibration", "learned_feedback", "sae_scale", "crosscoder", "tied_quality", "word_speed")
+OTHER_LINES = (
+    "calibration",
+    "learned_feedback",
+    "null_calibration",
+    "published_protocol",
+    "sae_scale",
+    "crosscoder",
+    "tied_quality",
+    "word_speed",
+)
 """Benchmarks that print something else, tested for themselves."""
 KEYS = {"bench", "what", "ours", "peer", "peer_name", "precision", "ratio", "unit"}
 
@@ -141,3 +150,28 @@ def test_flipped_stated_values_are_counted_and_those_left_alone_are_not() -> Non
     assert 0 < share.value <= 1
     assert others.value >= 0
     assert json.loads(share.line())["bench"] == "learned_feedback"
+
+
+def test_null_runs_that_list_a_word_are_counted_and_those_refused_are_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from lfp_lens.results import Scorecard
+    from tests.benchmarks import null_calibration as bench
+    from tests.results.samples import a_null, planted_words
+
+    def card(n: int, listing: int, refused: int = 0) -> Scorecard:
+        runs = [a_null(f"run-{at}", false=2 * (at < listing)) for at in range(n)]
+        none = {"signal": "none", "input": "none", "found": None, "false": None, "refused": "nothing was learned"}
+        return Scorecard(
+            (*runs, *(a_null(f"idle-{at}", **none) for at in range(refused))), planted_words("", [], []), 0.1
+        )
+
+    cheap = {1: card(100, 19, refused=3), 3: card(0, 0, refused=30)}
+    monkeypatch.setattr(bench, "organism", lambda *given, **named: "clean")
+    monkeypatch.setattr(bench, "cheap_nulls", lambda clean, n, *, replicates, store: cheap[replicates])
+    monkeypatch.setattr(bench, "organism_grid", lambda *given, seeds, **named: list(seeds))
+    monkeypatch.setattr(bench, "score", lambda made, store: card(len(made), 5))
+    lines = [json.loads(one.line()) for one in bench.null_calibration(home=str(tmp_path))]
+    told = [[line[name] for name in ("runs", "refused", "listing", "words", "allowed", "holds")] for line in lines]
+    assert told == [[100, 3, 19, 38, 18, False], [0, 30, 0, 0, 0, None], [20, 0, 5, 10, 5, True]]
+    assert {line["bench"] for line in lines} == {"null_calibration"}
