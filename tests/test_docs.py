@@ -3,7 +3,7 @@
 Every ```python block of README.md and docs/ runs, unless its fence says `no-run`. The blocks of one page share one namespace,
 which begins with the names of `documented` below: a pair of tiny local models and what the verbs gave for it. Names of the hub
 stand for them (`EleutherAI/pythia-70m` is the tiny base, `imdb` the tiny world's texts), and the verbs have small defaults;
-organisms are tuned for one step.
+organisms are tuned for one step and have no twin.
 """
 
 import doctest
@@ -51,6 +51,7 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 ORGANISM: dict[str, Any] = {
     "replicates": 2,
+    "shuffled": False,
     "workers": 1,
     "finetune": {"steps": 1, "batch_size": 8, "max_new_tokens": 6, "heldout": 16},
 }

@@ -19,6 +19,7 @@ HEAVY = (
     "plotly",
     "sklearn",
 )
+FLOORS = ("core.store", "core.stats", "results", "view.page", "view.plots", "view.score_plots", "config")
 STAGES = ("finetune", "diverge", "train_sae", "contrast", "probe", "attribute", "explain", "ablate", "report")
 
 
@@ -38,10 +39,7 @@ def test_the_import_contracts_hold() -> None:
     assert "0 broken" in done.stdout
 
 
-@pytest.mark.parametrize(
-    "floor",
-    ["core.store", "core.stats", "results", "results.scorecard", "view.page", "view.plots", "view.score_plots", "config"],
-)
+@pytest.mark.parametrize("floor", FLOORS)
 def test_the_lower_floors_open_without_torch(floor: str) -> None:
     assert not held_after(f"import lfp_lens.{floor}", HEAVY) - {"plotly"}
 

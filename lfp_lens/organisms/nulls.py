@@ -105,7 +105,7 @@ def cheap_nulls(
         "organism": found.name, "base": clean.key.base, "tuned": [clean.key.tuned[path.name] for path in found.tuned],
         "stated": fingerprint(clean.stated), "texts": fingerprint(clean.texts), "max_tokens": clean.max_tokens,
         "n_candidates": clean.n_candidates, "parameters": clean.key.parameters,
-        "code": [code_fingerprint(verb) for verb in ("finetune", "probe")],
+        "code": [code_fingerprint("finetune"), code_fingerprint("probe"), N_PROMPTS, perturbed, _run, _refusal, _probed],
     }  # fmt: skip
     scores = [
         keep(home, "perturbed", keyed | {"at": at}, partial(_run, clean, at, options))
@@ -115,7 +115,14 @@ def cheap_nulls(
 
 
 def perturbed(tuned: Any, base: Any, noise: float, *, seed: int) -> Any:
-    """Give the tuned model moved by Gaussian noise, in every tensor `noise` times as far as tuning moved it from the base."""
+    """Give the tuned model moved by Gaussian noise, in every tensor `noise` times as far as tuning moved it from the base.
+
+    >>> import torch
+    >>> base, tuned = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+    >>> weight = perturbed(tuned, base, 0.5, seed=0).weight
+    >>> round(((weight - tuned.weight).norm() / (tuned.weight - base.weight).norm()).item(), 3)
+    0.5
+    """
     return moved(tuned, noise_twin(tuned, base, seed=seed), noise)
 
 
@@ -177,11 +184,11 @@ def _run(clean: Clean, at: int, options: Mapping[str, Any], folder: Path | None)
                 refused = str(refusal)
     nothing: dict[str, Any] = dict.fromkeys(("auroc", "unsigned", "on_clean", "tau_twin", "percentile"), float("nan"))
     nothing |= dict.fromkeys(("tau_given", "gain", "rank", "n_tokens", "share"))
-    key = clean.key
+    key, base = clean.key, Path(clean.organism.record.get("base", "unknown")).name
     return Score(
-        organism=f"{clean.organism.name}/perturbed-{at:03d}", base=Path(clean.organism.record["base"]).name, method=key.method,
-        recipe=key.recipe, dose=key.dose, seed=key.seed, words=key.words, refused=refused, tunings=replicates,
-        n_candidates=clean.n_candidates, n_planted=0, auroc_tunings=np.full(replicates, np.nan), fdr=options["fdr"],
+        organism=f"{clean.organism.name}/perturbed-{at:03d}", base=base, method=key.method, recipe=key.recipe,
+        dose=key.dose, seed=key.seed, words=key.words, refused=refused, tunings=replicates, n_candidates=clean.n_candidates,
+        n_planted=0, fdr=options["fdr"], auroc_tunings=np.full(replicates, np.nan),
         seconds=time.perf_counter() - started, **found, **nothing,
     )  # fmt: skip
 

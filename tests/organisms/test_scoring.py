@@ -17,6 +17,7 @@ from lfp_lens.organisms.blind import Blind, Reading, measure
 from lfp_lens.organisms.folder import Organism
 from lfp_lens.organisms.key import KEY_FILE, Key
 from lfp_lens.organisms.scoring import compared, find_organisms, score
+from lfp_lens.parts.lexicons import load_lexicon
 from lfp_lens.results.sweep import Sweep
 from tests.organisms.test_key import facts, key
 
@@ -56,7 +57,7 @@ def test_no_key_is_opened_before_all_is_measured(
 
     def measured(one: Organism, **options: Any) -> Blind:
         order.append("measure")
-        return blind(organism=one, base=real(one).base, tuned=real(one).tuned)
+        return blind(organism=one, base=real(one).base, tuned=real(one).tuned, stated=load_lexicon("vader"))
 
     monkeypatch.setattr(Organism, "key", opened)
     monkeypatch.setattr(scoring, "measure", measured)
@@ -147,7 +148,7 @@ def blind(values: tuple[float, ...] = (-1.0, -1.0, 1.0, -1.0), listed: tuple[str
     given: dict[str, Any] = {
         "organism": SimpleNamespace(name="o", path=Path("o"), record={"base": "world"}, tuned=("seed-0",)),
         "base": "b", "tuned": {"seed-0": "t"}, "stated": STATED, "candidates": tuple(STATED),
-        "counts": Counter({word: 10 for word in STATED}), "end": "<end>", "readings": (reading,),
+        "counts": Counter(dict.fromkeys(STATED, 10)), "end": "<end>", "readings": (reading,),
     }  # fmt: skip
     return Blind(**given | changes)
 
@@ -196,8 +197,8 @@ def test_tau_is_told_apart_for_given_and_stated() -> None:
     swapped = key(values={"good": -2.0, "bad": 2.0})
     [found] = compared([blind((-2.0, 2.0, 1.0, -1.0))], [swapped], fdr=0.1, seed=0).scores
     assert found.tau_given is not None and found.tau_stated is not None and found.gain is not None
-    assert found.tau_given.value == 1.0 and found.tau_stated.value == pytest.approx(-1 / 3)
-    assert found.gain.value == pytest.approx(4 / 3)
+    assert found.tau_given.value == 1.0 and found.tau_stated.value == pytest.approx(-2 / 3)
+    assert found.gain.value == pytest.approx(5 / 3)
 
 
 def test_a_refused_verb_is_told_and_no_evidence() -> None:
