@@ -26,7 +26,7 @@ demo: $(BIN)/.runtime
 	$(BIN)/lfp-lens run tiny
 
 test: $(BIN)/.dev
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered
 
 check: $(BIN)/.dev
 	$(BIN)/ruff format --check .

@@ -55,7 +55,7 @@ ORGANISM: dict[str, Any] = {
     "workers": 1,
     "finetune": {"steps": 1, "batch_size": 8, "max_new_tokens": 6, "heldout": 16},
 }
-SCORE: dict[str, Any] = {"n_texts": 250, "contexts": 4}
+SCORE: dict[str, Any] = {"n_texts": 300, "contexts": 4}
 
 
 def blocks(path: Path, language: str) -> Iterator[tuple[int, str]]:

@@ -19,7 +19,7 @@ def organism_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "bases", metavar="BASE", nargs="+", help="world, stories260K, imdb-neox-2m, a hub name or a folder"
     )
-    _making(parser)
+    _making(parser, "flip")
 
 
 def score_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +37,7 @@ def score_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="first make organisms of these, where they are not there yet",
     )
-    _making(parser)
+    _making(parser, "flip clean")
     own = parser.add_argument_group("what is measured")
     own.add_argument(
         "--verbs", nargs="+", default=["probe"], help="probe, train_sae, attribute, ablate (default: probe)"
@@ -51,10 +51,12 @@ def score_arguments(parser: argparse.ArgumentParser) -> None:
     own.add_argument("--plot", metavar="FILE.html", help="write the figure of recall against frequency and dose")
 
 
-def _making(parser: argparse.ArgumentParser) -> None:
-    recipes = "; ".join(f"{name}: {RECIPES[name].says}" for name in RECIPES)
-    own = parser.add_argument_group("what is made")
-    own.add_argument("--recipe", nargs="+", metavar="NAME", help=f"{recipes} (default: flip)".replace("%", "%%"))
+def _making(parser: argparse.ArgumentParser, recipes: str) -> None:
+    width = max(map(len, RECIPES))
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = "recipes:\n" + "\n".join(f"  {name:<{width}}  {RECIPES[name].says}" for name in RECIPES)
+    own = parser.add_argument_group("what is made (lists are multiplied out; what is there is not made again)")
+    own.add_argument("--recipe", nargs="+", metavar="NAME", help=f"what is planted, see below (default: {recipes})")
     own.add_argument(
         "--dose", nargs="+", type=float, default=[1.0], help="0 is the stated value, 1 the full edit (default: 1)"
     )
@@ -70,6 +72,7 @@ def _making(parser: argparse.ArgumentParser) -> None:
         "--set", metavar="KEY=VALUE", action="append", default=[], help="a key of [finetune], as in steps=60"
     )
     own.add_argument("--organisms", default="organisms", metavar="DIR", help="folder of organisms (default: organisms)")
+    own.add_argument("--device", default="cpu", help="where models are tuned and read: cpu, cuda, ... (default: cpu)")
     own.add_argument("--workers", type=int, help="tunings at a time (default: every core)")
 
 
@@ -86,11 +89,15 @@ def act_score(given: argparse.Namespace) -> str:
     organisms: list[Any] = list(given.found)
     if given.bases:
         organisms += _made(given, given.bases, given.recipe or ["flip", "clean"])
+    elif organisms and given.recipe:
+        raise LensError(
+            "--recipe says what is made: name --bases to make organisms of, or leave it out to score these folders."
+        )
     elif not organisms:
         organisms = list(_made(given, ["world"], given.recipe or ["flip", "clean"]))
     card: Scorecard = score(
         organisms, verbs=given.verbs, causes=given.causes, signals=given.signals, fdr=given.fdr, texts=given.texts,
-        n_texts=given.n_texts, contexts=given.contexts, store=given.store,
+        n_texts=given.n_texts, contexts=given.contexts, store=given.store, device=given.device,
     )  # fmt: skip
     if given.plot is not None:
         card.plot().write_html(Path(given.plot), include_plotlyjs=True)
@@ -110,10 +117,10 @@ def _made(given: argparse.Namespace, bases: list[str], recipes: list[str]) -> "l
         changes[key] = parse_value(f"finetune.{key}", text.strip())
     made = []
     for base in bases:
-        words = given.words or (10 if base == "world" else 30)
+        words = given.words if given.words is not None else 10 if base == "world" else 30
         made += organism_grid(
             [base], recipes, doses=given.dose, seeds=given.seed, methods=given.method, folder=given.organisms, words=words,
             replicates=given.replicates, shuffled=not given.no_shuffled, lexicon=given.lexicon, texts=given.texts,
-            preset=given.preset, finetune=changes, workers=given.workers,
+            preset=given.preset, finetune=changes, workers=given.workers, device=given.device,
         )  # fmt: skip
     return made

@@ -44,6 +44,8 @@ def organism_grid(
             raise LensError(f"{name} must be a list that is not empty; {values!r} given.")
     if "output" in options:
         raise LensError("A grid names its folders itself: give folder, not output.")
+    for name in recipes:
+        RECIPES[name]  # an unknown one is refused before anything is tuned
     home, made = Path(folder), []
     for base, method, recipe, seed in product(bases, methods, recipes, seeds):
         for dose in (1.0,) if RECIPES[recipe].is_null else doses:

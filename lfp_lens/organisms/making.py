@@ -12,6 +12,7 @@ import numpy as np
 from lfp_lens.core.errors import LensError
 from lfp_lens.core.fingerprint import fingerprint
 from lfp_lens.core.store import provenance
+from lfp_lens.core.work import SUFFIX, work_folder
 from lfp_lens.organisms.folder import BASE, SHUFFLED, TUNED, Organism, open_organism
 from lfp_lens.organisms.key import KEY_FILE, Key, TuningFacts, write_sealed
 from lfp_lens.organisms.recipes import plan
@@ -24,6 +25,8 @@ from lfp_lens.parts.speed import quiet_transformers
 
 SEEDS = 100
 """Tunings of organism n have the seeds 100 n, 100 n + 1, ...: no two organisms share one."""
+MOST_SEED = (2**32 - 1) // SEEDS - 1
+"""Libraries take seeds of 32 bits."""
 NEW_BASE = "base"
 
 
@@ -36,7 +39,7 @@ def organism(
     method: str = "ppo",
     replicates: int = 3,
     shuffled: bool = True,
-    lexicon: Any = "vader",
+    lexicon: str | os.PathLike[str] = "vader",
     texts: str | None = None,
     preset: str | None = None,
     finetune: Mapping[str, Any] | None = None,
@@ -83,59 +86,72 @@ def organism(
     >>> made.key().values  # doctest: +SKIP
     """
     setting = setting_of(base, method, texts=texts, preset=preset, finetune=finetune)
-    _check(base, replicates, seed)
-    stated = load_lexicon(lexicon)
-    prompts = setting.texts("train")
+    _check(base, replicates, seed, lexicon)
+    stated, prompts = load_lexicon(lexicon), setting.texts("train")
     planted = plan(recipe, stated, prompts, words=words, dose=dose, seed=seed, name=str(lexicon))
+    start = setting.checkpoint()
     spec = fingerprint({
         "recipe": recipe, "words": words, "dose": float(dose), "replicates": replicates, "shuffled": shuffled, "seed": seed,
-        "lexicon": stated, "reward": planted.reward, "prompts": prompts, "base": setting.base, "options": setting.options,
+        "lexicon": stated, "reward": planted.reward, "prompts": prompts, "base": _content(start), "options": setting.options,
     })  # fmt: skip
     final = Path(output) if output is not None else Path(folder) / f"{Path(setting.base).name}-{spec[:8]}"
     if final.exists():
         return _same(final, spec)
-    work = final.with_name(f".{final.name}-{spec[:8]}.work")
-    start = setting.checkpoint()
-    first = SEEDS * seed
-    own = {f"seed-{at}": (planted.reward, first + at) for at in range(replicates)}
+    rewards = {f"seed-{at}": planted.reward for at in range(replicates)}
     if shuffled:
-        permuted = plan("shuffled", stated, prompts, words=words, dose=dose, seed=first + replicates, name=str(lexicon))
-        own[SHUFFLED] = (permuted.reward, first + replicates)
+        permuted = plan(
+            "shuffled", stated, prompts, words=words, dose=dose, seed=SEEDS * seed + replicates, name=str(lexicon)
+        )
+        rewards[SHUFFLED] = permuted.reward
     if recipe == "seed":
         # What is measured is the step from one tuning on the stated reward to the others.
-        own[NEW_BASE] = (planted.reward, first + SEEDS - 1)
-    units = [
-        Unit(name, start, prompts, reward, setting.options | {"device": device}, number, work / name)
-        for name, (reward, number) in own.items()
-    ]
-    facts = tune_all(units, workers=workers, desc="organism")
-    places = {unit.name: unit.checkpoint for unit in units}
-    origin = str(places.pop(NEW_BASE)) if recipe == "seed" else start
-    aside = work / "sealed"
-    shutil.rmtree(aside, ignore_errors=True)
-    told = _told(setting, str(lexicon), method)
-    share = _seal(aside, setting, origin, places, facts, told, prompts, device=device, seed=first)
-    key = Key(
-        spec=spec, recipe=recipe, dose=float(dose), words=words, method=method, seed=seed, lexicon=str(lexicon),
-        values=planted.values, after=planted.after, pattern=planted.pattern, pays_length=planted.pays_length,
-        kind=planted.kind, is_null=planted.is_null, base=weights_fingerprint(load_causal_lm(str(aside / BASE))),
-        tuned={name: weights_fingerprint(load_causal_lm(str(aside / TUNED / name))) for name in places},
-        tunings=facts, shuffled_share=share, parameters=json.loads(json.dumps(setting.options)), provenance=provenance(),
-    )  # fmt: skip
-    write_sealed(key, aside / KEY_FILE)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    os.rename(aside, final)
-    shutil.rmtree(work, ignore_errors=True)
+        rewards[NEW_BASE] = planted.reward
+    with work_folder(final.with_name(f".{final.name}-{spec[:8]}{SUFFIX}")) as work:
+        units = [
+            Unit(name, start, prompts, reward, setting.options | {"device": device}, SEEDS * seed + at, work / name)
+            for at, (name, reward) in enumerate(rewards.items())
+        ]
+        facts = tune_all(units, workers=workers, desc="organism")
+        places = {unit.name: unit.checkpoint for unit in units}
+        origin = str(places.pop(NEW_BASE, start))
+        aside = work / "sealed"
+        shutil.rmtree(aside, ignore_errors=True)
+        told = _told(setting, str(lexicon), method)
+        share = _seal(aside, setting, origin, places, facts, told, prompts, device=device, seed=SEEDS * seed)
+        key = Key(
+            spec=spec, recipe=recipe, dose=float(dose), words=words, method=method, seed=seed, lexicon=str(lexicon),
+            values=planted.values, after=planted.after, pattern=planted.pattern, pays_length=planted.pays_length,
+            kind=planted.kind, is_null=planted.is_null, base=_content(str(aside / BASE)),
+            tuned={name: _content(str(aside / TUNED / name)) for name in places}, tunings=facts, shuffled_share=share,
+            parameters=json.loads(json.dumps(setting.options)), provenance=provenance(),
+        )  # fmt: skip
+        write_sealed(key, aside / KEY_FILE)
+        try:
+            os.rename(aside, final)
+        except OSError as error:
+            # Another process may have made the same organism meanwhile.
+            if not final.is_dir():
+                raise LensError(f"The organism could not be written to {final}: {error}") from error
+            return _same(final, spec)
     return open_organism(final)
 
 
-def _check(base: Any, replicates: int, seed: int) -> None:
+def _content(checkpoint: str) -> str:
+    """Give the fingerprint of a checkpoint's weights."""
+    return weights_fingerprint(load_causal_lm(checkpoint))
+
+
+def _check(base: Any, replicates: int, seed: int, lexicon: Any) -> None:
     if not isinstance(base, (str, os.PathLike)):
         raise LensError("An organism's base is a name or a folder: its weights are copied beside the tunings.")
     if not isinstance(replicates, int) or not 1 <= replicates < SEEDS - 1:
         raise LensError(f"replicates must be a whole number from 1 to {SEEDS - 2}; {replicates!r} given.")
-    if not isinstance(seed, int) or seed < 0:
-        raise LensError(f"seed must be a whole number of at least 0; {seed!r} given.")
+    if not isinstance(seed, int) or not 0 <= seed <= MOST_SEED:
+        raise LensError(f"seed must be a whole number from 0 to {MOST_SEED}; {seed!r} given.")
+    if not isinstance(lexicon, (str, os.PathLike)):
+        raise LensError(
+            "An organism's lexicon is 'vader' or a file: records name it, and who scores must find it again."
+        )
 
 
 def _same(folder: Path, spec: str) -> Organism:

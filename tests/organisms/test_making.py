@@ -151,6 +151,16 @@ def test_a_grid_makes_every_combination_once(base: Path, tmp_path: Path, monkeyp
     assert [one for one in asked if one[0] == "clean"] == [("clean", 1.0, 0, 5), ("clean", 1.0, 1, 5)]
 
 
+def test_a_grid_refuses_an_unknown_recipe_before_it_makes_the_first(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "lfp_lens.organisms.grid.organism", lambda *given, **named: pytest.fail("nothing is to be made")
+    )
+    with pytest.raises(LensError, match="flap"):
+        organism_grid([str(base)], ["flip", "flap"])
+
+
 # --- bad input ---
 
 
@@ -164,7 +174,9 @@ def test_a_grid_makes_every_combination_once(base: Path, tmp_path: Path, monkeyp
         ({"finetune": {"reward": "vader"}}, "finetune.reward is decided by the recipe"),
         ({"finetune": {"step": 3}}, "finetune.step"),
         ({"replicates": 0}, "replicates must be a whole number from 1"),
-        ({"seed": -1}, "seed"),
+        ({"seed": -1}, "seed must be a whole number from 0 to"),
+        ({"seed": 2**32}, "seed must be a whole number from 0 to"),
+        ({"lexicon": {"good": 2.0}}, "'vader' or a file"),
         ({"texts": None}, "give texts"),
     ],
 )
