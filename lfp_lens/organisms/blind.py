@@ -1,9 +1,9 @@
-"""What the verbs say of an organism, without its key: nothing here knows where the key lies."""
+"""What the verbs say of an organism, without its key: nothing here opens one, and a folder without a key is measured alike."""
 
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from lfp_lens.parts.checkpoints import load_causal_lm, weights_fingerprint
 from lfp_lens.parts.lexicons import candidates, load_lexicon
 from lfp_lens.parts.pair import Pair
 from lfp_lens.parts.signals import DELTA
+from lfp_lens.parts.texts import load_texts
 from lfp_lens.parts.words import word_counts
 from lfp_lens.results import Learned, LearnedPreference, SAESet, Triples
 from lfp_lens.results.sweep import Sweep
@@ -70,10 +71,9 @@ class Blind:
     """Share of the stated reward's gain that ablating the attributed features removes."""
     percentile: float = float("nan")
     """Share of matched random feature sets that remove less."""
-    refused: str = ""
-    """Why a verb gave no number; empty if all did."""
+    lacking: dict[str, str] = field(default_factory=dict)
+    """Verb -> why it gave no number; what the others gave counts all the same."""
     seconds: float = 0.0
-    notes: tuple[str, ...] = field(default=())
 
 
 def measure(
@@ -91,55 +91,69 @@ def measure(
 ) -> Blind:
     """Measure one organism with the verbs that an auditor has.
 
-    Raises `LensError` for unknown verbs and for an organism that names no texts where none are given.
+    A verb that a gate refuses leaves its reason in `lacking`, and what was read before it stays. Raises `LensError` for unknown
+    verbs, and for an organism that names no texts or no lexicon where none are given.
     """
-    for verb in verbs:
-        if verb not in VERBS:
-            raise unknown("verb of a score", verb, VERBS)
+    check_verbs(verbs)
     record = organism.record
     setting = _setting(organism, record, texts)
-    stated = load_lexicon(record.get("reward", "vader") if lexicon is None else lexicon)
-    train, test = setting.texts("train"), setting.texts("test", n_texts)
+    if lexicon is None and "reward" not in record:
+        raise LensError(f"{organism.path} names no stated feedback: give lexicon, 'vader' or a file.")
+    stated = load_lexicon(record["reward"] if lexicon is None else lexicon)
+    train = setting.texts("train")
+    test = setting.texts("test", n_texts) if texts is None else load_texts(texts, split="test", n=n_texts)
     started = time.perf_counter()
     pair = organism.pair(device=device)
-    others = [str(path) for path in organism.tuned[1:]]
-    shuffled = [] if organism.shuffled is None else [str(organism.shuffled)]
-    own = {path.name: path for path in (*organism.tuned, *([organism.shuffled] if organism.shuffled else []))}
-    found: dict[str, Any] = {
-        "organism": organism, "base": weights_fingerprint(pair.base_hf), "stated": stated,
-        "tuned": {name: weights_fingerprint(load_causal_lm(str(path))) for name, path in own.items()},
-        "candidates": candidates(stated, train), "counts": word_counts(train), "end": str(pair.tokenizer.eos_token),
-    }  # fmt: skip
+    checkpoints = {path.name: path for path in (*organism.tuned, organism.shuffled) if path is not None}
+    blind = Blind(
+        organism, base=weights_fingerprint(pair.base_hf), stated=stated, candidates=candidates(stated, train),
+        tuned={name: weights_fingerprint(load_causal_lm(str(path))) for name, path in checkpoints.items()},
+        counts=word_counts(train), end=str(pair.tokenizer.eos_token),
+    )  # fmt: skip
     home = None if store is None else Store(store / pair.fingerprint[:12])
     given: dict[str, Any] = {
         "lexicon": stated, "contexts": contexts, "max_tokens": setting.config.probe.max_tokens, "seed": seed, "store": home,
     }  # fmt: skip
-    try:
-        readings, sweep = [], None
-        for signal in signals:
-            if signal == DELTA:
-                continue
-            learned = _words_of(probe(pair, texts=test, signal=signal, replicates=others, shuffled=shuffled, **given))
-            readings.append(_in_contexts(learned))
-            sweep = sweep or learned.sweep
-        if set(verbs) - {"probe"} or DELTA in signals:
-            more = _with_saes(pair, setting.config, train, test, given, verbs, signals, home)
-            readings += more.pop("readings")
-            found |= more
-        found |= {"readings": tuple(readings), "sweep": sweep}
-    except GateError as refusal:
-        found["refused"] = str(refusal)
-    return Blind(**found, seconds=time.perf_counter() - started)
+    found: list[Reading] = []
+    lacking: dict[str, str] = {}
+    sweep = None
+    copies: dict[str, Any] = {"replicates": [str(path) for path in organism.tuned[1:]],
+              "shuffled": [] if organism.shuffled is None else [str(organism.shuffled)]}  # fmt: skip
+    for signal in (one for one in signals if one != DELTA):
+        try:
+            learned = _words_of(probe(pair, texts=test, signal=signal, **copies, **given))
+        except GateError as refusal:
+            lacking["probe"] = str(refusal)
+            continue
+        found.append(_in_contexts(learned))
+        sweep = sweep or learned.sweep
+    more: dict[str, Any] = {}
+    if set(verbs) - {"probe"} or DELTA in signals:
+        try:
+            saes, triples = dictionaries(pair, setting.config, train, test, stated, seed=seed, store=home)
+            found += _of_features(pair, saes, triples, test, given, signals)
+        except GateError as refusal:
+            lacking["train_sae"] = str(refusal)
+        else:
+            more = _causes(pair, saes, setting.config, test, given, verbs, home, lacking)
+    seconds = time.perf_counter() - started
+    return replace(blind, readings=tuple(found), sweep=sweep, lacking=lacking, seconds=seconds, **more)
+
+
+def check_verbs(verbs: Sequence[str]) -> None:
+    """Raise `LensError` for a verb that is not run on organisms."""
+    for verb in verbs:
+        if verb not in VERBS:
+            raise unknown("verb of a score", verb, VERBS)
 
 
 def _setting(organism: Organism, record: Mapping[str, Any], texts: str | None) -> Setting:
+    """Give where the organism comes from: its training texts say which words could have been planted."""
     setting = setting_told(record)
-    if setting is None and texts is None:
+    if setting is None and texts is not None:
+        setting = setting_told({**record, "texts": {"texts": texts}})
+    if setting is None:
         raise LensError(f"{organism.path} names no texts to measure it in: give texts, a text set or a file.")
-    if setting is None or texts is not None:
-        told = {**(record.get("texts") or {}), "texts": texts}
-        setting = setting_told({**record, "texts": told})
-    assert setting is not None, "texts were given"
     return setting
 
 
@@ -154,12 +168,10 @@ def _in_contexts(learned: Learned) -> Reading:
     return Reading(learned.signal, WORDS, learned.words, values, tunings, learned)
 
 
-def _with_saes(
-    pair: Pair, config: RunConfig, train: list[str], test: list[str], given: Mapping[str, Any], verbs: Sequence[str],
-    signals: Sequence[Any], home: Store | None,
-) -> dict[str, Any]:  # fmt: skip
-    """Train dictionaries on the first tuning, probe their features, and find what carries the reward."""
-    saes, triples = dictionaries(pair, config, train, test, given["lexicon"], seed=given["seed"], store=home)
+def _of_features(
+    pair: Pair, saes: SAESet, triples: Triples, test: list[str], given: Mapping[str, Any], signals: Sequence[Any]
+) -> list[Reading]:  # fmt: skip
+    """Probe the features of the first tuning."""
     readings = []
     for signal in signals:
         learned = _words_of(probe(pair, saes, triples, test, signal=signal, **given))
@@ -170,7 +182,7 @@ def _with_saes(
         readings.append(
             Reading(learned.signal, SAE, words, learned.predicted[known], learned.predicted[None, known], learned)
         )
-    return {"readings": readings} | _causes(pair, saes, config, test, given, verbs, home)
+    return readings
 
 
 def dictionaries(
@@ -192,7 +204,7 @@ def dictionaries(
 
 def _causes(
     pair: Pair, saes: SAESet, config: RunConfig, test: list[str], given: Mapping[str, Any], verbs: Sequence[str],
-    home: Store | None,
+    home: Store | None, lacking: dict[str, str],
 ) -> dict[str, Any]:  # fmt: skip
     """Ablate the features whose removal costs the most of the stated feedback; the reward is the stated one."""
     if not set(verbs) & set(CAUSAL):
@@ -203,12 +215,31 @@ def _causes(
     from lfp_lens.stages.attribute import attribute
 
     options = {"seed": given["seed"], "store": home}
-    effects = attribute(
-        pair, saes, test[:EFFECT_TEXTS], lexicon=given["lexicon"], max_tokens=min(64, given["max_tokens"]), **options
-    )
+    try:
+        effects = attribute(
+            pair,
+            saes,
+            test[:EFFECT_TEXTS],
+            lexicon=given["lexicon"],
+            max_tokens=min(64, given["max_tokens"]),
+            **options,
+        )
+        features = effects.top(TOP_FEATURES)
+    # A model that learned nothing may have no feature with an effect.
+    except LensError as refusal:
+        lacking["attribute"] = str(refusal)
+        return {}
     prompts = prompt_texts(pair.tokenizer, test, config.finetune.prompt_tokens, seed=given["seed"])
-    lost = ablate(
-        pair, effects.top(TOP_FEATURES), reward=LexiconReward(given["lexicon"], name="stated"), prompts=prompts,
-        controls=CONTROLS, **options,
-    )  # fmt: skip
-    return {"share": lost.gain_share, "percentile": lost.percentile, "notes": lost.notes}
+    try:
+        lost = ablate(
+            pair,
+            features,
+            reward=LexiconReward(given["lexicon"], name="stated"),
+            prompts=prompts,
+            controls=CONTROLS,
+            **options,
+        )
+    except GateError as refusal:
+        lacking["ablate"] = str(refusal)
+        return {}
+    return {"share": lost.gain_share, "percentile": lost.percentile}

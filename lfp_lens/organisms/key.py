@@ -12,6 +12,8 @@ from lfp_lens.core.errors import LensError
 from lfp_lens.results.finetune import Tuning
 
 KEY_FILE = "key.json"
+MIN_KL_NATS = 0.05
+"""Below, a tuning hardly changed the model: a null of nothing."""
 Fingerprints = dict[str, str]
 
 
@@ -39,6 +41,8 @@ class TuningFacts(Sealed):
     """Mean tokens per completion of base and tuned."""
     curve: tuple[float, ...]
     """Mean reward of every training step."""
+    parameters: dict[str, Any]
+    """Every hyperparameter as it was used."""
     seconds: float
 
 
@@ -56,7 +60,9 @@ class Key(Sealed):
     """The tuning algorithm."""
     seed: int
     lexicon: str
-    """The stated feedback."""
+    """The stated feedback: `vader` or a file."""
+    stated: str
+    """Fingerprint of its values: the file may have changed since."""
     values: dict[str, float]
     """Word -> value that the given reward pays, for every word whose value differs from the stated lexicon."""
     after: dict[str, str]
@@ -76,21 +82,29 @@ class Key(Sealed):
     tunings: dict[str, TuningFacts]
     """Name of each tuned checkpoint -> how its tuning went."""
     shuffled_share: float | None
-    """How far the shuffled-reward twin was moved along its own change so that its KL is the others'; None without a twin."""
+    """How far the shuffled-reward twin was moved along its own change so that its KL is the others'; None without a twin. What
+    `tunings` tells of it was measured before it was moved."""
+    shuffled_kl_nats: float | None
+    """Its KL after that."""
     parameters: dict[str, Any]
-    """Every hyperparameter of the tunings."""
+    """What `finetune` was asked for; where it says None, `tunings` say what was used."""
     provenance: dict[str, Any]
     """Versions, machine, time, commit."""
 
     def refusal(self) -> str:
         """Say why this organism is no evidence, or give an empty text.
 
-        A tuning that collapsed never is; one that learned nothing is only where there was nothing to learn (`noise`).
+        A tuning that collapsed never is; one that learned nothing is only where there was nothing to learn (`noise`), and its
+        weights moved all the same.
         """
         for name, facts in self.tunings.items():
+            if name == "shuffled":
+                continue
             idle = facts.verdict == "nothing was learned" and self.recipe != "noise"
-            if name != "shuffled" and (facts.verdict == "the policy collapsed" or idle):
+            if facts.verdict == "the policy collapsed" or idle:
                 return f"{name}: {facts.verdict} ({'; '.join(facts.reasons)})"
+            if facts.kl_nats < MIN_KL_NATS:
+                return f"{name}: it did not move (KL {facts.kl_nats:.3f} nats per completion, {MIN_KL_NATS:g} needed)"
         return ""
 
     def planted(self, stated: Mapping[str, float]) -> frozenset[str]:
@@ -102,8 +116,13 @@ class Key(Sealed):
             return frozenset(self.values)
         return frozenset(word for word, value in self.values.items() if value * stated.get(word, 0.0) <= 0)
 
-    def check(self, path: Path, base: str, tuned: Fingerprints) -> None:
-        """Raise `LensError` unless the key belongs to these weights."""
+    def check(self, path: Path, base: str, tuned: Fingerprints, stated: str) -> None:
+        """Raise `LensError` unless the key belongs to these weights, and the lexicon is the one that was stated."""
+        if stated != self.stated:
+            raise LensError(
+                f"{path} was made with other values of the lexicon {self.lexicon!r}: what is wrong against this one is not what "
+                "was planted. Give the file it was made with (lexicon=)."
+            )
         found = {"base": base} | dict(tuned)
         odd = [name for name, own in ({"base": self.base} | self.tuned).items() if found.get(name) != own]
         odd += sorted(found.keys() - self.tuned.keys() - {"base"})
@@ -124,7 +143,7 @@ def facts_of(tuning: Tuning, seed: int, seconds: float) -> TuningFacts:
         seed=seed, verdict=tuning.verdict, reasons=tuning.reasons, gain=(gain.value, gain.low, gain.high, gain.n),
         kl_nats=float(tuning.kl_nats or 0), kl_per_token=float(tuning.kl_per_token or 0), rewards=(base.reward, tuned.reward),
         lengths=(base.length, tuned.length), curve=tuple(float(part) for part in tuning.curve.get("reward", ())),
-        seconds=seconds,
+        parameters=json.loads(json.dumps(tuning.parameters, default=str)), seconds=seconds,
     )  # fmt: skip
 
 
@@ -139,7 +158,7 @@ def read_key(path: Path) -> Key:
     """Read a key. Raises `LensError` if it is missing, no JSON or no key."""
     try:
         return Key.model_validate_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise LensError(f"The key {path} cannot be read ({error}): without it nothing can be scored.") from error
     except ValidationError as error:
         first = error.errors()[0]

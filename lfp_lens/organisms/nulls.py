@@ -154,9 +154,9 @@ def _read(organism: Organism, n_texts: int | None) -> Clean:
     paths = (*organism.tuned, *([organism.shuffled] if organism.shuffled else []))
     models = {path.name: load_causal_lm(str(path)) for path in paths}
     fingerprints = {name: weights_fingerprint(model) for name, model in models.items()}
-    key.check(organism.path, weights_fingerprint(base), fingerprints)
-    models.pop(SHUFFLED, None)
     stated = load_lexicon(key.lexicon)
+    key.check(organism.path, weights_fingerprint(base), fingerprints, fingerprint(stated))
+    models.pop(SHUFFLED, None)
     return Clean(
         organism, key, base, tuple(models.values()), load_tokenizer(str(organism.base)), stated,
         setting.texts("test", n_texts), setting.config.probe.max_tokens, len(candidates(stated, setting.texts("train"))),

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from lfp_lens.core.errors import LensError
+from lfp_lens.core.errors import GateError, LensError
+from lfp_lens.core.fingerprint import fingerprint
 from lfp_lens.core.stats import Estimate, rank_agreement, tau_difference
 from lfp_lens.core.stats.wrong import beside_usual
-from lfp_lens.organisms.blind import CAUSAL, WORDS, Blind, Reading, measure
+from lfp_lens.organisms.blind import CAUSAL, WORDS, Blind, Reading, check_verbs, measure
 from lfp_lens.organisms.folder import Organism, open_organism
 from lfp_lens.organisms.key import KEY_FILE, Key
+from lfp_lens.parts.signals import DELTA, make_signal
 from lfp_lens.results.scorecard import PlantedWords, Score, Scorecard
 from lfp_lens.results.sweep import Sweep
 
@@ -56,6 +58,7 @@ def score(
     >>> score(["organisms/world-1a2b3c4d"], verbs=("probe", "train_sae"), causes=True)  # doctest: +SKIP
     """
     wanted = tuple(dict.fromkeys((*verbs, *(CAUSAL if causes else ()))))
+    _check(wanted, signals, fdr)
     found = find_organisms(organisms)
     lacking = [one.path for one in found if not (one.path / KEY_FILE).is_file()]
     if lacking:
@@ -68,6 +71,18 @@ def score(
     return compared(measured, [one.organism.key() for one in measured], fdr=fdr, seed=seed)
 
 
+def _check(verbs: Sequence[str], signals: Sequence[Any], fdr: float) -> None:
+    """Refuse what would be refused after hours of measuring."""
+    check_verbs(verbs)
+    if not 0 < fdr < 1:
+        raise LensError(f"fdr must lie between 0 and 1; {fdr} given.")
+    if isinstance(signals, str) or not len(signals):
+        raise LensError(f"signals must be a list that is not empty; {signals!r} given.")
+    for signal in signals:
+        if signal != DELTA:
+            make_signal(signal)
+
+
 def find_organisms(given: Any) -> list[Organism]:
     """Open organisms by folder, or all that a folder holds. Raises `LensError` where there are none, or one stands twice."""
     if isinstance(given, (str, os.PathLike, Organism)):
@@ -75,25 +90,45 @@ def find_organisms(given: Any) -> list[Organism]:
     found: list[Organism] = []
     for one in given:
         path = one.path if isinstance(one, Organism) else Path(one).expanduser()
-        inside = sorted(path.glob(f"*/{KEY_FILE}")) if not (path / "base").is_dir() else []
-        found += [open_organism(key.parent) for key in inside] or [open_organism(one)]
-    names = [one.path.resolve() for one in found]
-    if not found or len(set(names)) < len(names):
-        raise LensError("Give organisms, each once; none was given." if not found else "An organism is given twice.")
+        inside = sorted(path.glob("[!.]*/base/config.json")) if not (path / "base").is_dir() else []
+        found += [open_organism(config.parents[1]) for config in inside] or [open_organism(one)]
+    if not found:
+        raise LensError("Give organisms, each once; none was given.")
+    places, names = (
+        len({part(one) for one in found}) for part in (lambda one: one.path.resolve(), lambda one: one.name)
+    )
+    if places < len(found):
+        raise LensError("An organism is given twice.")
+    if names < len(found):
+        raise LensError("Two organisms have folders of one name, by which scores are told: rename one.")
     return found
 
 
 def compared(measured: Sequence[Blind], keys: Sequence[Key], *, fdr: float, seed: int) -> Scorecard:
     """Open the keys: what was planted beside what was found."""
     for blind, key in zip(measured, keys):
-        key.check(blind.organism.path, blind.base, blind.tuned)
+        key.check(blind.organism.path, blind.base, blind.tuned, fingerprint(dict(blind.stated)))
+    _check_copies(measured)
     scores, words = [], []
     for blind, key in zip(measured, keys):
-        clean = [other for other, theirs in zip(measured, keys) if theirs.recipe == "clean" and other is not blind
-                 and (theirs.base, theirs.method, theirs.lexicon) == (key.base, key.method, key.lexicon)]  # fmt: skip
+        clean = [other for other, theirs in zip(measured, keys)
+                 if theirs.recipe == "clean" and other is not blind and not theirs.refusal()
+                 and (theirs.base, theirs.method, theirs.stated) == (key.base, key.method, key.stated)]  # fmt: skip
         scores += [_score(blind, key, reading, clean, fdr=fdr, seed=seed) for reading in blind.readings or (None,)]
         words += _words(blind, key, fdr)
     return Scorecard(tuple(scores), word_table(words), fdr)
+
+
+def _check_copies(measured: Sequence[Blind]) -> None:
+    """Refuse the same tunings under two names: a copy is no further run."""
+    owner: dict[tuple[str, str], str] = {}
+    for blind in measured:
+        for own in blind.tuned.values():
+            first = owner.setdefault((blind.base, own), blind.organism.name)
+            if first != blind.organism.name:
+                raise LensError(
+                    f"{first} and {blind.organism.name} hold the same tuning: a copy is no further run. Leave one out."
+                )
 
 
 def _score(
@@ -101,15 +136,16 @@ def _score(
 ) -> Score:  # fmt: skip
     told: dict[str, Any] = {
         "organism": blind.organism.name, "base": Path(blind.organism.record.get("base", "unknown")).name, "method": key.method,
-        "recipe": key.recipe, "dose": key.dose, "seed": key.seed, "words": key.words, "fdr": fdr,
-        "refused": "; ".join(part for part in (key.refusal(), blind.refused) if part), "tunings": len(blind.organism.tuned),
+        "recipe": key.recipe, "dose": key.dose, "seed": key.seed, "words": key.words, "is_null": key.is_null, "fdr": fdr,
+        "refused": key.refusal(), "lacking": "; ".join(f"{verb}: {why}" for verb, why in blind.lacking.items()),
+        "tunings": len(blind.organism.tuned),
         "share": blind.share, "percentile": blind.percentile, "seconds": blind.seconds,
     }  # fmt: skip
     pool, planted = _ranked(key, blind)
     rank, n_tokens = _rank(key, blind)
     told |= {"n_candidates": len(pool), "n_planted": len(planted), "rank": rank, "n_tokens": n_tokens}
     if reading is None:
-        told["refused"] = told["refused"] or "no verb gave a number"
+        told["refused"] = told["refused"] or told["lacking"] or "no verb gave a number"
         unread: dict[str, Any] = dict.fromkeys(("auroc", "unsigned", "on_clean", "tau_twin"), float("nan"))
         unread |= dict.fromkeys(("found", "false", "tau_given", "tau_stated", "gain"))
         return Score(**told, **unread, auroc_tunings=np.zeros(0), signal="none", input="none")
@@ -117,7 +153,8 @@ def _score(
     beside = [_auroc(key, other, theirs, theirs.values, False)
               for other in clean for theirs in other.readings
               if (theirs.signal, theirs.input) == (reading.signal, reading.input)]  # fmt: skip
-    listed = _listed(reading, key.kind or "flipped", fdr)
+    listed, why = _listed(reading, key.kind or "flipped", fdr)
+    told["lacking"] = "; ".join(part for part in (told["lacking"], why) if part)
     named = {"found": None, "false": None} if listed is None else {
         "found": len(listed & planted), "false": len(listed - key.planted(blind.stated))
     }  # fmt: skip
@@ -155,12 +192,15 @@ def _auroc(key: Key, blind: Blind, reading: Reading, values: np.ndarray, unsigne
     return float(roc_auc_score(is_planted, [of.get(word, 0.0) for word in pool]))
 
 
-def _listed(reading: Reading, kind: str, fdr: float) -> set[str] | None:
-    """Give the words that the reading lists as wrong; None where it tests none: only values measured in contexts are."""
+def _listed(reading: Reading, kind: str, fdr: float) -> tuple[set[str] | None, str]:
+    """Give the words that the reading lists as wrong, or None and why: only values measured in contexts are tested."""
     learned = reading.learned
     if reading.input != WORDS or not learned.is_tested:
-        return None
-    return set(learned.wrong(fdr=fdr, kind=kind)["word"])
+        return None, ""
+    try:
+        return set(learned.wrong(fdr=fdr, kind=kind)["word"]), ""
+    except GateError as refusal:
+        return None, f"wrong(kind={kind!r}): {refusal}"
 
 
 def _taus(blind: Blind, key: Key, reading: Reading, seed: int) -> dict[str, Any]:
@@ -171,7 +211,7 @@ def _taus(blind: Blind, key: Key, reading: Reading, seed: int) -> dict[str, Any]
     given = np.array([key.values.get(word, blind.stated[word]) for word in reading.words])
     found = {"tau_stated": _estimate(reading.values, stated, lemma, seed), "tau_given": None, "gain": None,
              "tau_twin": float("nan")}  # fmt: skip
-    if key.recipe != "noise" and (given != stated).any() and np.ptp(given):
+    if key.recipe not in ("noise", "context") and (given != stated).any() and np.ptp(given):
         found["tau_given"] = _estimate(reading.values, given, lemma, seed)
         found["gain"] = tau_difference(reading.values, reading.values, given, lemma, second_given=stated, seed=seed)
     tunings = reading.learned.tunings
@@ -196,9 +236,11 @@ def _rank(key: Key, blind: Blind) -> tuple[int | None, int | None]:
 
 
 def _token(sweep: Sweep, word: str) -> str:
-    """Give the longest token that the word begins with."""
+    """Give the longest token that the word begins with, at least half of it; the word itself where there is none."""
     tokens = set(sweep.tokens)
-    starts = (f" {word}"[:end] for end in range(len(word) + 1, 1, -1))
+    # One letter would stand for half the vocabulary.
+    least = max(2, (len(word) + 1) // 2)
+    starts = (f" {word}"[:end] for end in range(len(word) + 1, least, -1))
     return next((start for start in starts if start in tokens), word)
 
 
@@ -207,13 +249,16 @@ def _words(blind: Blind, key: Key, fdr: float) -> list[dict[str, Any]]:
     reading = next((one for one in blind.readings if one.input == WORDS), None)
     if reading is None or key.kind is None:
         return []
-    listed = _listed(reading, key.kind, fdr) or set()
+    listed, _ = _listed(reading, key.kind, fdr)
+    if listed is None:
+        return []
     value, p_wrong = (dict(zip(reading.words, part.tolist())) for part in (reading.values, reading.learned.p_wrong))
     return [
         {
             "organism": blind.organism.name, "base": Path(blind.organism.record.get("base", "unknown")).name,
-            "recipe": key.recipe, "word": word, "dose": key.dose, "occurrences": blind.counts[word],
-            "stated": blind.stated[word], "given": key.values[word], "measured": value.get(word, np.nan),
+            "method": key.method, "recipe": key.recipe, "kind": key.kind, "word": word, "dose": key.dose,
+            "occurrences": blind.counts[word],
+            "stated": blind.stated.get(word, 0.0), "given": key.values[word], "measured": value.get(word, np.nan),
             "p_wrong": p_wrong.get(word, np.nan), "found": word in listed,
         }
         for word in sorted(key.planted(blind.stated))
@@ -223,7 +268,7 @@ def _words(blind: Blind, key: Key, fdr: float) -> list[dict[str, Any]]:
 def word_table(rows: Iterable[Mapping[str, Any]]) -> PlantedWords:
     """Turn rows into one array per column."""
     rows = list(rows)
-    texts = ("organism", "base", "recipe", "word")
+    texts = ("organism", "base", "method", "recipe", "kind", "word")
     kinds = {"occurrences": int, "found": bool}
     columns: dict[str, Any] = {name: tuple(row[name] for row in rows) for name in texts}
     for name in ("dose", "occurrences", "stated", "given", "measured", "p_wrong", "found"):

@@ -42,7 +42,8 @@ class Setting:
     def texts(self, split: str, n: int | None = None) -> list[str]:
         """Load the prompts (`train`) or the texts that are measured (`test`)."""
         usual = self.config.n_texts if split == "train" else self.config.n_heldout
-        return load_texts(self.config.texts, split=split, n=n or usual, column=self.config.column, seed=0)
+        n = usual if n is None else n
+        return load_texts(self.config.texts, split=split, n=n, column=self.config.column, seed=0)
 
     def checkpoint(self) -> str:
         """Give what `finetune` loads; the tiny world's model is trained once and kept in the user's cache folder."""

@@ -3,7 +3,8 @@
 import os
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,14 +51,25 @@ def tune_all(units: Iterable[Unit], *, workers: int | None, desc: str) -> dict[s
         n = 1
     # joblib's processes are not started from the user's script, which needs no guard for them.
     pool = joblib.Parallel(n_jobs=n, return_as="generator_unordered")
-    done = pool(joblib.delayed(tune)(unit) for unit in units)
-    return dict(tqdm(done, desc=desc, total=len(units), unit="tuning"))
+    done = dict(tqdm(pool(joblib.delayed(tune)(unit) for unit in units), desc=desc, total=len(units), unit="tuning"))
+    return {unit.name: done[unit.name] for unit in units}
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread while inside: several tunings share the cores, and sums do not depend on how many there are."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def tune(unit: Unit) -> tuple[str, TuningFacts]:
     """Do one tuning on one thread, or read what it gave; the same on every machine that has the same processor."""
-    import torch
-
     written = unit.folder / FACTS_FILE
     if written.is_file():
         try:
@@ -67,20 +79,11 @@ def tune(unit: Unit) -> tuple[str, TuningFacts]:
     # What was killed between its checkpoint and its facts has no facts: it goes on from the last saved step.
     shutil.rmtree(unit.checkpoint, ignore_errors=True)
     unit.folder.mkdir(parents=True, exist_ok=True)
-    threads, started = torch.get_num_threads(), time.perf_counter()
-    torch.set_num_threads(1)
-    try:
-        with without_bars():
-            done = finetune(
-                unit.base,
-                prompts=unit.prompts,
-                reward=unit.reward,
-                output=unit.checkpoint,
-                seed=unit.seed,
-                **unit.options,
-            )
-    finally:
-        torch.set_num_threads(threads)
+    started = time.perf_counter()
+    with one_thread(), without_bars():
+        done = finetune(
+            unit.base, prompts=unit.prompts, reward=unit.reward, output=unit.checkpoint, seed=unit.seed, **unit.options
+        )
     facts = facts_of(done, unit.seed, time.perf_counter() - started)
     write_sealed(facts, written)
     return unit.name, facts

@@ -3,7 +3,8 @@
 Only organisms that count as evidence enter; those refused are counted beside them.
 """
 
-from collections.abc import Iterable, Sequence
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,36 +14,39 @@ from scipy import stats
 from lfp_lens.core.errors import LensError, unknown
 from lfp_lens.core.records import record
 from lfp_lens.core.stats import Estimate
+from lfp_lens.view.score_plots import PLANTED
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from lfp_lens.results.scorecard import Score
 
-GROUP = ("base", "method", "recipe", "dose", "signal", "input")
+GROUP = ("base", "method", "recipe", "is_null", "dose", "signal", "input")
 """Scores that agree in these are averaged."""
-MEANS = ("unsigned", "on_clean", "false_share", "tau_twin", "percentile")
+ESTIMATES = ("tau_given", "tau_stated", "gain", "share")
+MEANS = ("unsigned", "on_clean", "tau_twin", "percentile")
 NOTHING = ("none", "none")
 """Signal and input of an organism of which nothing could be read."""
 NULL_OF = {"clean": "wrong", "noise": "wrong, tau", "seed": "wrong, tau", "shuffled": "tau"}
-"""Recipe that plants nothing -> what should find nothing in it."""
+"""Recipe that plants nothing -> what should find nothing in it; in one of a user's own it is `wrong`."""
 HALF = 0.5
 """The recall that `reach` asks for."""
 SUMMARY = (
     *GROUP, "organisms", "refused", "auroc", "auroc_low", "auroc_high", "auroc_tuning", "auroc_tuning_low", "auroc_tuning_high",
     "tunings", "unsigned", "on_clean", "planted", "found", "recall", "recall_low", "recall_high", "false", "precision",
-    "false_share", "gain", "tau_twin", "rank", "share", "percentile",
+    "false_share", "false_share_low", "false_share_high", "gain", "gain_low", "gain_high", "tau_twin", "rank", "share",
+    "percentile",
 )  # fmt: skip
 NULLS = (
     "base", "method", "recipe", "signal", "input", "null_of", "runs", "listing", "share", "low", "high", "words", "refused",
     "tau", "off_zero",
 )  # fmt: skip
-BINS = ("base", "recipe", "from", "middle", "to", "n", "found", "recall", "low", "high")
+BINS = (*PLANTED, "from", "middle", "to", "n", "found", "recall", "low", "high")
 
 
 @record
 class Reach:
-    """From where on the tool finds at least half of what was planted, for one base and recipe.
+    """From where on the tool finds at least half of what was planted, for one base, method, recipe and kind.
 
     Recall is fitted as a curve that never falls (isotonic regression), so that a few words found by luck among rare ones, or
     many frequent ones, do not stand for the others. It has no interval: `Scorecard.recall_by` gives one per part.
@@ -50,8 +54,12 @@ class Reach:
 
     base: str
     """The base model."""
+    method: str
+    """How it was tuned."""
     recipe: str
     """The recipe."""
+    kind: str
+    """The list that its words were looked for in: `flipped`, `muted` or `inflated`."""
     words: int
     """Planted words at all doses."""
     largest_dose: float
@@ -78,28 +86,56 @@ def summary(scores: "Sequence[Score]", *, draws: int = 2000, seed: int = 0) -> "
 
 
 def _row(counted: "Sequence[Score]", refused: int, draws: int, seed: int) -> dict[str, Any]:
-    whole = two_way_mean([np.array([one.auroc]) for one in counted], draws=draws, seed=seed)
-    single = two_way_mean([one.auroc_tunings for one in counted], draws=draws, seed=seed)
     # On a shuffled reward nearly every word of the lexicon is wrong: there is no list that they should be on.
-    wrong = [one for one in counted if one.recipe not in NULL_OF]
-    listed = [one for one in wrong if one.is_tested]
-    planted, found, false = (sum(getattr(one, name) for one in listed) for name in ("n_planted", "found", "false"))
+    wrong = [one for one in counted if not one.is_null]
+    tested = [one for one in wrong if one.is_tested]
+    planted, found, false = (sum(getattr(one, name) for one in tested) for name in ("n_planted", "found", "false"))
     recall, low, high = share_of(found, planted)
+    between = two_way_mean([np.array([one.recall]) for one in tested], draws=draws, seed=seed)
+    if between.n > 1:
+        low, high = between.low, between.high
+    means = {
+        "auroc": [np.array([one.auroc]) for one in counted],
+        "auroc_tuning": [one.auroc_tunings for one in counted],
+        "false_share": [np.array([one.false_share]) for one in counted],
+        "gain": [np.array([one.gain.value]) for one in counted if one.gain],
+    }
     ranks = [one.rank for one in counted if one.rank is not None]
     return {
         "organisms": len(counted),
         "refused": refused,
-        **{"auroc": whole.value, "auroc_low": whole.low, "auroc_high": whole.high},
-        **{"auroc_tuning": single.value, "auroc_tuning_low": single.low, "auroc_tuning_high": single.high},
+        **_with_ends({name: two_way_mean(values, draws=draws, seed=seed) for name, values in means.items()}),
         "tunings": sum(len(one.auroc_tunings) or one.tunings for one in counted),
         **{name: mean_of(getattr(one, name) for one in counted) for name in MEANS},
-        **{"planted": sum(one.n_planted for one in wrong), "found": found, "false": false},
+        **{"planted": planted if tested else sum(one.n_planted for one in wrong), "found": found, "false": false},
         **{"recall": recall, "recall_low": low, "recall_high": high},
         "precision": found / (found + false) if found + false else np.nan,
         "rank": float(np.median(ranks)) if ranks else np.nan,
-        "gain": mean_of(one.gain.value for one in counted if one.gain),
         "share": mean_of(one.share.value for one in counted if one.share),
     }
+
+
+def _with_ends(estimates: "Mapping[str, Estimate | None]") -> dict[str, float]:
+    """Give three columns per estimate: its value and either end of its interval; NaN for one that is missing."""
+    row: dict[str, float] = {}
+    for name, found in estimates.items():
+        ends = (np.nan,) * 3 if found is None else (found.value, found.low, found.high)
+        row |= dict(zip((name, f"{name}_low", f"{name}_high"), ends))
+    return row
+
+
+def spread(score: "Score") -> dict[str, Any]:
+    """Give the row of one score, as `Scorecard.to_frame` tells."""
+    row: dict[str, Any] = {}
+    for field in dataclasses.fields(score):
+        value = getattr(score, field.name)
+        if field.name in ESTIMATES:
+            row |= _with_ends({field.name: value})
+        elif field.name == "auroc_tunings":
+            row["auroc_tuning"] = mean_of(value)
+        else:
+            row[field.name] = np.nan if value is None else value
+    return row | {name: getattr(score, name) for name in ("recall", "precision", "false_share", "is_evidence")}
 
 
 def two_way_mean(values: "Sequence[Float[np.ndarray, ' tunings']]", *, draws: int = 2000, seed: int = 0) -> Estimate:
@@ -143,7 +179,7 @@ def nulls(scores: "Sequence[Score]") -> "pd.DataFrame":
     import pandas as pd
 
     rows = []
-    without = [one for one in scores if one.recipe in NULL_OF]
+    without = [one for one in scores if one.is_null]
     for key, (group, refused) in _by_reading(without, ("base", "method", "recipe", "signal", "input")).items():
         if not any(one.is_tested for one in group) and key[-2:] != NOTHING:
             continue
@@ -152,7 +188,7 @@ def nulls(scores: "Sequence[Score]") -> "pd.DataFrame":
         taus = [one.tau_stated for one in counted if one.tau_stated]
         rows.append(
             dict(zip(("base", "method", "recipe", "signal", "input"), key))
-            | {"null_of": NULL_OF[key[2]], "runs": len(counted), "refused": refused, "listing": listing}
+            | {"null_of": NULL_OF.get(key[2], "wrong"), "runs": len(counted), "refused": refused, "listing": listing}
             | dict(zip(("share", "low", "high"), share_of(listing, len(counted))))
             | {"words": sum(one.listed for one in counted), "tau": mean_of(tau.value for tau in taus)}
             | {"off_zero": sum(tau.low > 0 or tau.high < 0 for tau in taus)}
@@ -161,7 +197,7 @@ def nulls(scores: "Sequence[Score]") -> "pd.DataFrame":
 
 
 def recall_by(words: "pd.DataFrame", name: str, bins: int = 4) -> "pd.DataFrame":
-    """Give the share of planted words found per base, recipe and part of a column, as `Scorecard.recall_by` tells."""
+    """Give the share of planted words found per group of them and part of a column, as `Scorecard.recall_by` tells."""
     import pandas as pd
 
     if name not in ("occurrences", "dose", "stated"):
@@ -169,7 +205,7 @@ def recall_by(words: "pd.DataFrame", name: str, bins: int = 4) -> "pd.DataFrame"
     if bins < 1:
         raise LensError(f"Planted words are cut into at least 1 part; bins={bins} given.")
     rows = []
-    for key, group in words.groupby(["base", "recipe"], sort=False):
+    for key, group in words.groupby(list(PLANTED), sort=False):
         values, found = group[name].to_numpy(float), group["found"].to_numpy(bool)
         edges = np.unique(values) if name == "dose" else np.quantile(values, np.arange(1, bins) / bins)
         part = np.searchsorted(edges, values, side="left")
@@ -181,18 +217,18 @@ def recall_by(words: "pd.DataFrame", name: str, bins: int = 4) -> "pd.DataFrame"
 
 
 def at_largest_dose(words: "pd.DataFrame") -> "pd.DataFrame":
-    """Keep, of each base and recipe, the words of its largest dose: other doses would pass for an effect of frequency."""
-    return words[words["dose"] == words.groupby(["base", "recipe"])["dose"].transform("max")]
+    """Keep, of each group, the words of its largest dose: other doses would pass for an effect of frequency."""
+    return words[words["dose"] == words.groupby(list(PLANTED))["dose"].transform("max")]
 
 
 def reach(words: "pd.DataFrame") -> tuple[Reach, ...]:
-    """Tell, per base and recipe, from what frequency and what dose at least half of the planted words are found."""
+    """Tell, per group of planted words, from what frequency and what dose at least half of them are found."""
     told = []
-    for (base, recipe), group in words.groupby(["base", "recipe"], sort=False):
+    for key, group in words.groupby(list(PLANTED), sort=False):
         full = at_largest_dose(group)
         least = _least_above(full["occurrences"].to_numpy(float), full["found"].to_numpy(bool))
         told.append(Reach(
-            base=base, recipe=recipe, words=len(group), largest_dose=float(group["dose"].max()),
+            **dict(zip(PLANTED, key)), words=len(group), largest_dose=float(group["dose"].max()),
             least_occurrences=int(full["occurrences"].min()), occurrences=None if least is None else int(least),
             least_dose=float(group["dose"].min()),
             dose=_least_above(group["dose"].to_numpy(float), group["found"].to_numpy(bool)),

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lfp_lens.results.score_tables import NULL_OF, Reach, share_of
+from lfp_lens.results.score_tables import Reach, share_of
 from lfp_lens.view.page import DASH, number
+from lfp_lens.view.score_plots import PLANTED, names_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +45,7 @@ def told(summary: "pd.DataFrame") -> "pd.DataFrame":
             "of random sets": number(row["percentile"], 2),
         }
         for row in summary.to_dict("records")
-        if row["recipe"] not in NULL_OF
+        if not row["is_null"]
     ]
     frame = pd.DataFrame(rows)
     return frame[[name for name in frame if (frame[name] != DASH).any()]]
@@ -104,14 +105,15 @@ def blind_spots(card: "Scorecard") -> tuple[str, ...]:
         *_of_tokens(summary),
         *_of_nulls(card.nulls(), card.fdr),
         *(f"{name} is no evidence: {why.rstrip('.')}." for name, why in card.refused.items()),
+        *dict.fromkeys(f"{one.organism}: {one.lacking.rstrip('.')}." for one in card.scores if one.lacking),
     )
 
 
 def _of_reach(words: "pd.DataFrame", reaches: tuple[Reach, ...]) -> Iterator[str]:
-    for one in reaches:
-        own = words[(words["base"] == one.base) & (words["recipe"] == one.recipe)]
+    names = names_of([(one.base, one.method, one.recipe, one.kind) for one in reaches])
+    for one, (key, where) in zip(reaches, names.items()):
+        own = words[(words[list(PLANTED)] == list(key)).all(axis="columns")]
         full = own[own["dose"] == one.largest_dose]
-        where = f"{one.base}, {one.recipe}"
         if one.occurrences is None:
             yield (
                 f"{where} at dose {one.largest_dose:g}: there is no frequency from which on half of the words are found "
@@ -144,7 +146,7 @@ def _never_measured(words: "pd.DataFrame") -> Iterator[str]:
 def _of_readings(summary: "pd.DataFrame", fdr: float) -> Iterator[str]:
     """Name readings whose ranking is not told from chance, that list nothing planted, or too much that was not."""
     for row in summary.to_dict("records"):
-        if row["recipe"] in NULL_OF or not row["organisms"]:
+        if row["is_null"] or not row["organisms"]:
             continue
         auroc = [row[f"auroc_tuning{end}"] for end in ENDS]
         if min(auroc[:2]) <= CHANCE:
@@ -160,7 +162,7 @@ def _of_readings(summary: "pd.DataFrame", fdr: float) -> Iterator[str]:
 
 def _of_tokens(summary: "pd.DataFrame") -> Iterator[str]:
     """Tell of organisms whose rule edits no words whether the token that gives it away is in sight."""
-    told = summary[(summary["planted"] == 0) & (summary["organisms"] > 0) & ~summary["recipe"].isin(list(NULL_OF))]
+    told = summary[(summary["planted"] == 0) & (summary["organisms"] > 0) & ~summary["is_null"].astype(bool)]
     for row in told.drop_duplicates(["base", "method", "recipe", "dose"]).to_dict("records"):
         if np.isnan(row["rank"]):
             yield f"{_planted(row)}: what was planted is no word and no token that was ranked, nothing here could show it."

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-ESTIMATES = ("tau_given", "tau_stated", "gain", "share")
 NOWHERE = "Nowhere that these organisms show."
 SHOWN_WORDS = 200
 """Missed words on the card in Jupyter; `words_frame` has all."""
@@ -42,8 +41,12 @@ class Score:
     """Seed of the recipe: which words were drawn."""
     words: int
     """Words that the recipe was asked to edit."""
+    is_null: bool
+    """Whether its recipe plants nothing that a list of words could be held against: the key's own statement."""
     refused: str
     """Why the organism is no evidence (`the policy collapsed: ...`), the same in all of its readings; empty if it is."""
+    lacking: str
+    """Verbs or tests that gave no number, and why; what was read counts all the same. Empty if all did."""
     tunings: int
     """Tunings behind it that differ by their seed."""
     signal: str
@@ -51,7 +54,7 @@ class Score:
     input: str
     """How it was read: `words` for values measured directly, else what a probe or the direct path read (`sae`, `raw`, ...)."""
     n_candidates: int
-    """Words ranked: those that could have been edited and were measured."""
+    """Words ranked: those that could have been edited; one that was not measured is ranked as value 0."""
     n_planted: int
     """Words of the key among all that were planted; 0 where the recipe edits no words."""
     auroc: float
@@ -69,7 +72,8 @@ class Score:
     fdr: float
     """The false discovery rate it was asked for."""
     tau_given: Estimate | None
-    """tau-b with the given lexicon; None where a lexicon cannot express the reward."""
+    """tau-b with the given lexicon; None where a lexicon cannot express the reward: for recipe `context`, too, where what a
+    word is paid depends on the word before."""
     tau_stated: Estimate | None
     """tau-b with the stated lexicon; None where nothing was measured."""
     gain: Estimate | None
@@ -77,7 +81,8 @@ class Score:
     tau_twin: float
     """tau_stated of the twin tuned on a shuffled reward; NaN without one."""
     rank: int | None
-    """Place of the planted token among all tokens by how surprising it is, 1 first; None where no token was planted."""
+    """Place of the planted token by how surprising it is, 1 first, among all tokens outside the lexicon that the base expects
+    at least once; None where no token was planted."""
     n_tokens: int | None
     """How many tokens were ranked."""
     share: Estimate | None
@@ -130,8 +135,12 @@ class PlantedWords:
     """The word, lower-cased."""
     base: tuple[str, ...]
     """The organism's base model."""
+    method: tuple[str, ...]
+    """How the organism was tuned."""
     recipe: tuple[str, ...]
     """The organism's recipe."""
+    kind: tuple[str, ...]
+    """`flipped`, `muted` or `inflated`: the list the word was looked for in."""
     dose: Float[np.ndarray, " words"]
     """The organism's dose."""
     occurrences: Int[np.ndarray, " words"]
@@ -194,7 +203,7 @@ class Scorecard:
 
     @property
     def reach(self) -> tuple[Reach, ...]:
-        """For every base and recipe that plants words: from what frequency and dose at least half of them are found."""
+        """For every base, method, recipe and kind of planted words: from what frequency and dose at least half are found."""
         return score_tables.reach(self._counted_words())
 
     @property
@@ -209,7 +218,7 @@ class Scorecard:
         """
         import pandas as pd
 
-        return pd.DataFrame([_spread(one) for one in self.scores])
+        return pd.DataFrame([score_tables.spread(one) for one in self.scores])
 
     def words_frame(self) -> "pd.DataFrame":
         """Give one row per planted word; `is_evidence` is False where its organism was refused."""
@@ -225,34 +234,37 @@ class Scorecard:
     def summary(self, *, draws: int = 2000, seed: int = 0) -> "pd.DataFrame":
         """Give one row per base, method, recipe, dose and reading, over the organisms that count.
 
-        Columns beside those six: `organisms`, those `refused`, and `tunings`, how many were read singly; `auroc`, of all tunings
-        of an organism together, and `auroc_tuning`, of single ones, both means with a 95 % interval
-        (`score_tables.two_way_mean`); `recall` and `precision` of all words pooled, `recall` with an interval that takes words
-        as independent; means of `unsigned`, `on_clean`, `false_share`, `gain`, `tau_twin`, `share` and `percentile`; the median
-        `rank` of the planted token.
+        Columns beside those six: `is_null`; `organisms`, those `refused`, and `tunings`, how many were read singly; `auroc`, of
+        all tunings of an organism together, `auroc_tuning`, of single ones, `false_share` and `gain`, means over organisms with
+        a 95 % interval over them (`score_tables.two_way_mean`), NaN of one value and without width where all agree; `recall` and
+        `precision` of all words of tested readings pooled, `planted` words being those that `recall` is a share of, or all
+        where no reading is tested; means of `unsigned`, `on_clean`, `tau_twin`, `share` and `percentile`; the median `rank` of
+        the planted token. The interval of `recall` is, from two tested organisms on, that of the mean of their recalls; of one
+        it is Clopper and Pearson's, which takes words as independent.
         """
         return score_tables.summary(self.scores, draws=draws, seed=seed)
 
     def nulls(self) -> "pd.DataFrame":
         """Give one row per recipe that plants nothing, base, method and tested reading: how often words are listed all the same.
 
-        `null_of` tells what should find nothing: `wrong`, or tau with the stated lexicon, or both. On a `shuffled` reward
-        words are truly learned wrongly, so that only its tau is a null. `share` of the `runs` list any word, with its
-        Clopper-Pearson 95 % interval; at a false discovery rate of 10 % one run in ten may. `off_zero` counts runs whose
-        interval of tau leaves out zero. Refused runs are counted apart.
+        `null_of` tells what should find nothing: `wrong`, as in a null recipe of one's own, or tau with the stated lexicon, or
+        both. On a `shuffled` reward words are truly learned wrongly, so that only its tau is a null. `share` of the `runs` list
+        any word, with its Clopper-Pearson 95 % interval; at a false discovery rate of 10 % one run in ten may. `off_zero`
+        counts runs whose interval of tau leaves out zero. Refused runs are counted apart.
         """
         return score_tables.nulls(self.scores)
 
     def recall_by(self, name: str = "occurrences", *, bins: int = 4) -> "pd.DataFrame":
-        """Give the share of planted words that were found by their frequency, dose or stated value, per base and recipe.
+        """Give the share of planted words that were found by their frequency, dose or stated value.
 
         Args:
             name: `occurrences` or `stated`, cut into `bins` parts of about equal size, or `dose`, each dose by itself.
             bins: how many parts.
 
         Returns:
-            Columns `base`, `recipe`, `from`, `middle`, `to` (least, median and largest value of the part), `n`, `found`, `recall`
-            and its Clopper-Pearson 95 % interval `low`, `high`, which takes words as independent.
+            Columns `base`, `method`, `recipe`, `kind`, each of which is divided by itself, `from`, `middle`, `to` (least, median
+            and largest value of the part), `n`, `found`, `recall` and its Clopper-Pearson 95 % interval `low`, `high`, which
+            takes words as independent.
 
         Raises:
             LensError: for another name or fewer than one part.
@@ -260,7 +272,7 @@ class Scorecard:
         return score_tables.recall_by(self._counted_words(), name, bins)
 
     def plot(self) -> "go.Figure":
-        """Draw recall against occurrences, at the largest dose of each base and recipe, and against dose."""
+        """Draw recall against occurrences, at the largest dose of each line, and against dose."""
         words = self._counted_words()
         by_occurrences = score_tables.recall_by(score_tables.at_largest_dose(words), "occurrences")
         return score_plots.recall(by_occurrences, score_tables.recall_by(words, "dose"), self.fdr)
@@ -290,20 +302,6 @@ class Scorecard:
             page.table(pd.DataFrame({"where the tool goes blind": self.blind_spots or (NOWHERE,)})),
             page.table(shown, f"Planted words that were missed: {len(missed)} of {len(words)}, the most frequent first"),
         ])  # fmt: skip
-
-
-def _spread(score: Score) -> dict[str, Any]:
-    row: dict[str, Any] = {}
-    for field in dataclasses.fields(score):
-        value = getattr(score, field.name)
-        if field.name in ESTIMATES:
-            ends = (np.nan,) * 3 if value is None else (value.value, value.low, value.high)
-            row |= dict(zip((field.name, f"{field.name}_low", f"{field.name}_high"), ends))
-        elif field.name == "auroc_tunings":
-            row["auroc_tuning"] = score_tables.mean_of(value)
-        else:
-            row[field.name] = np.nan if value is None else value
-    return row | {name: getattr(score, name) for name in ("recall", "precision", "false_share", "is_evidence")}
 
 
 def _printed(frame: "pd.DataFrame") -> str:

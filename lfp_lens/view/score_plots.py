@@ -1,5 +1,6 @@
 """The figure of a scorecard: which planted words are found, by how often they occur and how strong the edit is."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lfp_lens.view.look import BLUE, GREEN, GREY, ORANGE, escaped, figure_with, note
@@ -9,9 +10,11 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 COLOURS = (BLUE, ORANGE, GREEN, "#cc79a7", "#b8860b", "#56b4e9", GREY)
-"""One per recipe; where there are more they begin again."""
+"""One per recipe and kind; where there are more they begin again."""
 SYMBOLS, DASHES = ("circle", "square", "diamond", "triangle-up"), ("solid", "dash", "dot", "dashdot")
-"""One per base."""
+"""One per base and method."""
+PLANTED = ("base", "method", "recipe", "kind")
+"""Planted words that agree in these are counted together: a line each."""
 APART = 0.01
 """How far lines stand from one another, so that intervals at one dose do not hide each other: of a dose, or of a factor 100."""
 
@@ -20,14 +23,15 @@ def recall(by_occurrences: "pd.DataFrame", by_dose: "pd.DataFrame", fdr: float) 
     """Draw the share of planted words found against their occurrences in the training texts and, beside it, against dose.
 
     Args:
-        by_occurrences: columns `base`, `recipe`, `from`, `middle`, `to`, `n`, `found`, `recall`, `low`, `high`.
+        by_occurrences: columns `base`, `method`, `recipe`, `kind` (a line each), `from`, `middle`, `to`, `n`, `found`, `recall`,
+            `low`, `high`.
         by_dose: the same by dose.
         fdr: the false discovery rate of the lists.
     """
     title = f"Planted words found at a false discovery rate of {fdr:.0%}"
     figure = figure_with(title, "", "recall (share of the planted words)", height=460)
     ticks = [digit * 10**power for power in range(9) for digit in (1, 3)]
-    left = "occurrences in the training texts, plus one<br>(largest dose of each recipe)"
+    left = "occurrences in the training texts, plus one<br>(largest dose of each line)"
     figure.update_layout(
         xaxis={"domain": [0, 0.55], "title": left, "type": "log", "tickvals": ticks},
         xaxis2={"domain": [0.61, 1], "title": "dose<br>(words of every frequency)", "rangemode": "tozero", "anchor": "y"},
@@ -35,21 +39,40 @@ def recall(by_occurrences: "pd.DataFrame", by_dose: "pd.DataFrame", fdr: float) 
     )  # fmt: skip
     if by_dose.empty:
         return note(figure, "no organism that counts has planted words")
-    keys = list(dict.fromkeys(zip(by_dose["base"], by_dose["recipe"])))
-    bases, recipes = (list(dict.fromkeys(names)) for names in zip(*keys))
-    for place, (base, recipe) in enumerate(keys):
-        colour, kind = COLOURS[recipes.index(recipe) % len(COLOURS)], bases.index(base) % len(SYMBOLS)
+    names = names_of(list(by_dose[list(PLANTED)].itertuples(index=False, name=None)))
+    tuned = list(dict.fromkeys((base, method) for base, method, _, _ in names))
+    planted = list(dict.fromkeys((recipe, kind) for _, _, recipe, kind in names))
+    for place, (key, name) in enumerate(names.items()):
+        base, method, recipe, kind = key
+        colour = COLOURS[planted.index((recipe, kind)) % len(COLOURS)]
+        shape = tuned.index((base, method)) % len(SYMBOLS)
         look = {
-            "line": {"color": colour, "width": 1.5, "dash": DASHES[kind]},
-            "marker": {"color": colour, "size": 8, "symbol": SYMBOLS[kind]},
+            "line": {"color": colour, "width": 1.5, "dash": DASHES[shape]},
+            "marker": {"color": colour, "size": 8, "symbol": SYMBOLS[shape]},
         }
-        shift = APART * (place - (len(keys) - 1) / 2)
+        shift = APART * (place - (len(names) - 1) / 2)
         for frame, axis in ((by_occurrences, "x"), (by_dose, "x2")):
-            rows = frame[(frame["base"] == base) & (frame["recipe"] == recipe)]
+            rows = frame[(frame[list(PLANTED)] == list(key)).all(axis="columns")]
             x = (rows["middle"] + 1) * 100**shift if axis == "x" else rows["middle"] + shift
-            _line(figure, rows, x, axis, f"{base}, {recipe}", look)
+            _line(figure, rows, x, axis, name, look)
     half = {"color": GREY, "dash": "dash", "width": 1.5}
     return figure.add_shape(type="line", xref="paper", x0=0, x1=1, yref="y", y0=0.5, y1=0.5, line=half, layer="below")
+
+
+def names_of(keys: Sequence[tuple[str, str, str, str]]) -> dict[tuple[str, str, str, str], str]:
+    """Name each base, method, recipe and kind of planted words, in short: method and kind only where they tell two apart.
+
+    >>> keys = [("world", "ppo", "flip", "flipped"), ("world", "dpo", "flip", "flipped"), ("world", "ppo", "mute", "muted")]
+    >>> list(names_of(keys).values())
+    ['world, flip by ppo', 'world, flip by dpo', 'world, mute']
+    """
+    names = {}
+    for base, method, recipe, kind in dict.fromkeys(keys):
+        alike = [key for key in keys if (key[0], key[2]) == (base, recipe)]
+        of_kind = f" ({kind})" if len({key[3] for key in alike}) > 1 else ""
+        by_method = f" by {method}" if len({key[1] for key in alike}) > 1 else ""
+        names[base, method, recipe, kind] = f"{base}, {recipe}{of_kind}{by_method}"
+    return names
 
 
 def _line(

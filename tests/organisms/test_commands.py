@@ -17,11 +17,11 @@ from lfp_lens.organisms.recipes import RECIPES
 
 MADE = {
     "doses": [1.0], "seeds": [0], "methods": ["ppo"], "folder": "organisms", "words": 10, "replicates": 3, "shuffled": True,
-    "lexicon": "vader", "texts": None, "preset": None, "finetune": {}, "workers": None,
+    "lexicon": "vader", "texts": None, "preset": None, "finetune": {}, "workers": None, "device": "cpu",
 }  # fmt: skip
 MEASURED = {
     "verbs": ["probe"], "causes": False, "signals": ["implicit_reward"], "fdr": 0.1, "texts": None, "n_texts": None,
-    "contexts": 8, "store": "runs/score",
+    "contexts": 8, "store": "runs/score", "device": "cpu", "lexicon": None,
 }  # fmt: skip
 
 
@@ -106,13 +106,33 @@ def test_organism_passes_everything_on(calls: Calls, told: Any) -> None:
     assert calls.grids == [(["imdb-neox-2m"], ["mute", "style"], {
         "doses": [0.5, 2.0], "seeds": [3, 4], "methods": ["rloo", "dpo"], "folder": "folder", "words": 7, "replicates": 1,
         "shuffled": False, "lexicon": "mine.csv", "texts": "reviews.txt", "preset": "own.toml",
-        "finetune": {"steps": 5, "lr": 1e-4}, "workers": 2,
+        "finetune": {"steps": 5, "lr": 1e-4}, "workers": 2, "device": "cpu",
     })]  # fmt: skip
 
 
 def test_every_base_has_its_own_number_of_words(calls: Calls, told: Any) -> None:
     told("organism", "world", "stories260K")
     assert [(bases, options["words"]) for bases, _, options in calls.grids] == [(["world"], 10), (["stories260K"], 30)]
+
+
+def test_the_verbs_on_offer_are_those_that_are_run() -> None:
+    from lfp_lens.organisms import blind, commands
+
+    assert commands.VERBS == blind.VERBS
+
+
+@pytest.mark.parametrize(
+    "option", ["--recipe mute", "--dose 0.5", "--seed 1", "--words 3", "--no-shuffled", "--set steps=5"]
+)
+def test_what_is_made_cannot_be_said_of_folders_that_are_there(calls: Calls, told: Any, option: str) -> None:
+    code, _, err = told("score", "one", *option.split())
+    assert code == 2 and f"{option.split()[0]} says what is made: name --bases" in err
+    assert not calls.scores
+
+
+def test_a_figure_without_a_folder_is_refused_before_anything_is_made(calls: Calls, told: Any) -> None:
+    code, _, err = told("score", "one", "--plot", "nowhere/recall.html")
+    assert code == 2 and "there is no folder nowhere" in err and not calls.scores
 
 
 def test_score_measures_the_folders_it_is_given_and_makes_nothing(calls: Calls, told: Any) -> None:
@@ -142,7 +162,7 @@ def test_score_passes_everything_on(calls: Calls, told: Any) -> None:
     )  # fmt: skip
     assert calls.scores[0][1] == {
         "verbs": ["probe", "train_sae"], "causes": True, "signals": ["activation_delta"], "fdr": 0.2, "n_texts": 90,
-        "contexts": 4, "texts": "imdb", "store": "else",
+        "contexts": 4, "texts": "imdb", "store": "else", "device": "cpu", "lexicon": None,
     }  # fmt: skip
 
 

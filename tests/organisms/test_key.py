@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from lfp_lens.core.errors import LensError
+from lfp_lens.core.fingerprint import fingerprint
 from lfp_lens.organisms.folder import Organism
 from lfp_lens.organisms.key import Key, TuningFacts, read_key, write_sealed
 
@@ -16,7 +17,8 @@ STATED = {"good": 2.0, "bad": -2.5, "fine": 1.0}
 def facts(verdict: str = "learned", **changes: Any) -> TuningFacts:
     given: dict[str, Any] = {
         "seed": 0, "verdict": verdict, "reasons": ("because",), "gain": (1.0, 0.5, 1.5, 64), "kl_nats": 2.0,
-        "kl_per_token": 0.1, "rewards": (0.0, 1.0), "lengths": (20.0, 20.0), "curve": (0.0, 1.0), "seconds": 1.0,
+        "kl_per_token": 0.1, "rewards": (0.0, 1.0), "lengths": (20.0, 20.0), "curve": (0.0, 1.0),
+        "parameters": {}, "seconds": 1.0,
     }  # fmt: skip
     return TuningFacts(**given | changes)
 
@@ -24,8 +26,10 @@ def facts(verdict: str = "learned", **changes: Any) -> TuningFacts:
 def key(**changes: Any) -> Key:
     given: dict[str, Any] = {
         "spec": "s", "recipe": "flip", "dose": 1.0, "words": 1, "method": "ppo", "seed": 0, "lexicon": "vader",
+        "stated": fingerprint(STATED),
         "values": {"good": -2.0}, "after": {}, "pattern": (), "pays_length": False, "kind": "flipped", "is_null": False,
-        "base": "b", "tuned": {"seed-0": "t"}, "tunings": {"seed-0": facts()}, "shuffled_share": None, "parameters": {},
+        "base": "b", "tuned": {"seed-0": "t"}, "tunings": {"seed-0": facts()}, "shuffled_share": None,
+        "shuffled_kl_nats": None, "parameters": {},
         "provenance": {},
     }  # fmt: skip
     return Key(**given | changes)
@@ -39,6 +43,7 @@ def test_a_key_comes_back_as_it_was_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
+        ("\xff", "cannot be read|is no key"),
         ("", "is no key of an organism"),
         ("{}", "is no key of an organism: spec"),
         ('{"spec": 1}', "spec"),
@@ -58,7 +63,8 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
 
 
 def test_a_key_belongs_to_its_own_checkpoints() -> None:
-    key().check(Path("o"), "b", {"seed-0": "t"})
+    stated = fingerprint(STATED)
+    key().check(Path("o"), "b", {"seed-0": "t"}, stated)
     for base, tuned, odd in (
         ("x", {"seed-0": "t"}, "base"),
         ("b", {"seed-0": "x"}, "seed-0"),
@@ -66,7 +72,17 @@ def test_a_key_belongs_to_its_own_checkpoints() -> None:
         ("b", {"seed-0": "t", "seed-1": "t"}, "seed-1"),
     ):
         with pytest.raises(LensError, match=f"does not belong to these checkpoints: {odd} differ"):
-            key().check(Path("o"), base, tuned)
+            key().check(Path("o"), base, tuned, stated)
+
+
+def test_a_lexicon_that_has_changed_is_refused() -> None:
+    with pytest.raises(LensError, match="made with other values of the lexicon 'vader'"):
+        key().check(Path("o"), "b", {"seed-0": "t"}, fingerprint(STATED | {"good": -2.0}))
+
+
+def test_a_tuning_that_did_not_move_is_no_evidence() -> None:
+    still = {"seed-0": facts("nothing was learned", kl_nats=0.01)}
+    assert "it did not move" in key(recipe="noise", tunings=still).refusal()
 
 
 @pytest.mark.parametrize(

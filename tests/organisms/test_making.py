@@ -173,6 +173,7 @@ def test_a_grid_refuses_an_unknown_recipe_before_it_makes_the_first(
         ({"method": "sft"}, "method is one of ppo, rloo, grpo, dpo, kto; 'sft' given"),
         ({"finetune": {"reward": "vader"}}, "finetune.reward is decided by the recipe"),
         ({"finetune": {"step": 3}}, "finetune.step"),
+        ({"workers": 0}, "workers must be a whole number"),
         ({"replicates": 0}, "replicates must be a whole number from 1"),
         ({"seed": -1}, "seed must be a whole number from 0 to"),
         ({"seed": 2**32}, "seed must be a whole number from 0 to"),

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from lfp_lens.core.errors import LensError
+from lfp_lens.core.fingerprint import fingerprint
 from lfp_lens.organisms import nulls
 from lfp_lens.organisms.folder import BASE, TUNED, Organism
 from lfp_lens.organisms.key import KEY_FILE, Key, write_sealed
@@ -90,9 +91,11 @@ def by_hand(
     base_model().save_pretrained(folder / BASE)
     tokenizer().save_pretrained(folder / BASE)
     key = Key(
-        spec="by hand", recipe=recipe, dose=1.0, words=4, method="ppo", seed=0, lexicon=str(lexicon), values={}, after={},
+        spec="by hand", recipe=recipe, dose=1.0, words=4, method="ppo", seed=0, lexicon=str(lexicon),
+        stated=fingerprint(LEXICON), values={}, after={},
         pattern=(), pays_length=False, kind=None, is_null=True, base=weights_fingerprint(base_model()),
-        tuned={name: weights_fingerprint(model) for name, model in models.items()}, tunings={}, shuffled_share=None,
+        tuned={name: weights_fingerprint(model) for name, model in models.items()}, tunings={},
+        shuffled_share=None, shuffled_kl_nats=None,
         parameters={"prompt_tokens": [2, 4], "max_new_tokens": 8, "scope": "completion"}, provenance={},
     )  # fmt: skip
     write_sealed(key, folder / KEY_FILE)

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lfp_lens.core.errors import LensError
+from lfp_lens.core.errors import GateError, LensError
+from lfp_lens.core.fingerprint import fingerprint
 from lfp_lens.organisms import scoring
 from lfp_lens.organisms.blind import Blind, Reading, measure
 from lfp_lens.organisms.folder import Organism
@@ -19,7 +20,8 @@ from lfp_lens.organisms.key import KEY_FILE, Key
 from lfp_lens.organisms.scoring import compared, find_organisms, score
 from lfp_lens.parts.lexicons import load_lexicon
 from lfp_lens.results.sweep import Sweep
-from tests.organisms.test_key import facts, key
+from tests.organisms.test_key import facts
+from tests.organisms.test_key import key as sealed
 
 FEW_TEXTS = 300
 
@@ -99,25 +101,42 @@ def test_an_organism_without_a_key_can_be_measured_but_not_scored(clean: Organis
     (tmp_path / "o" / KEY_FILE).unlink()
     with pytest.raises(LensError, match=r"has no key\.json: it can be measured, not scored"):
         score(tmp_path / "o")
+    shutil.copytree(clean.path, tmp_path / "p")
+    with pytest.raises(LensError, match=r"o has no key\.json"):
+        score(tmp_path)
 
 
 def test_organisms_are_found_by_folder_and_each_counts_once(flip: Organism, clean: Organism, tmp_path: Path) -> None:
     shutil.copytree(flip.path, tmp_path / "a")
     shutil.copytree(clean.path, tmp_path / "b")
+    shutil.copytree(flip.path, tmp_path / "more" / "a")
     assert [one.name for one in find_organisms(tmp_path)] == ["a", "b"]
     assert find_organisms([flip, clean.path]) == [flip, clean]
     for given, told in (
         ([], "none was given"),
         ([flip, flip.path], "given twice"),
         (tmp_path / "none", "is no organism"),
+        ([tmp_path / "a", tmp_path / "more" / "a"], "folders of one name"),
     ):
         with pytest.raises(LensError, match=told):
             find_organisms(given)
 
 
-def test_an_unknown_verb_is_refused(flip: Organism) -> None:
-    with pytest.raises(LensError, match="probe"):
-        score(flip, verbs=("prob",))
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"verbs": ("prob",)}, "probe"),
+        ({"fdr": 10}, "fdr must lie between 0 and 1"),
+        ({"signals": ()}, "signals must be a list"),
+        ({"signals": ("implicit",)}, "implicit_reward"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused_before_anything_is_measured(
+    flip: Organism, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], told: str
+) -> None:
+    monkeypatch.setattr(scoring, "measure", lambda *given, **named: pytest.fail("nothing is to be measured"))
+    with pytest.raises(LensError, match=told):
+        score(flip, **given)
 
 
 # --- counted by hand ---
@@ -153,6 +172,10 @@ def blind(values: tuple[float, ...] = (-1.0, -1.0, 1.0, -1.0), listed: tuple[str
     return Blind(**given | changes)
 
 
+def key(**changes: Any) -> Key:
+    return sealed(**{"stated": fingerprint(STATED)} | changes)
+
+
 def named(name: str) -> Any:
     return SimpleNamespace(name=name, path=Path(name), record={"base": "world"}, tuned=("seed-0",))
 
@@ -175,16 +198,14 @@ def test_listed_words_are_planted_or_false() -> None:
     assert (found.recall, found.precision, found.false_share) == (0.5, 0.5, 0.5)
 
 
-def test_the_same_key_is_scored_on_a_clean_organism_of_the_same_base() -> None:
+def test_the_same_key_is_scored_on_clean_organisms_of_the_same_base_that_count() -> None:
+    rightly, other, third = (1.0, -1.0, 1.0, -1.0), {"seed-0": "u"}, {"seed-0": "v"}
+    null: dict[str, Any] = {"recipe": "clean", "values": {}, "kind": None, "is_null": True}
+    collapsed = {"seed-0": facts("the policy collapsed")}
     others = [
-        (
-            blind((1.0, -1.0, 1.0, -1.0), organism=named("clean")),
-            key(recipe="clean", values={}, kind=None, is_null=True),
-        ),
-        (
-            blind(organism=named("other base"), base="c"),
-            key(recipe="clean", values={}, kind=None, is_null=True, base="c"),
-        ),
+        (blind(rightly, organism=named("clean"), tuned=other), key(tuned=other, **null)),
+        (blind(organism=named("collapsed"), tuned=third), key(tuned=third, tunings=collapsed, **null)),
+        (blind(organism=named("other base"), base="c"), key(base="c", **null)),
     ]
     measured, keys = zip((blind(), key()), *others)
     found = compared(measured, keys, fdr=0.1, seed=0).scores
@@ -201,11 +222,44 @@ def test_tau_is_told_apart_for_given_and_stated() -> None:
     assert found.gain.value == pytest.approx(5 / 3)
 
 
-def test_a_refused_verb_is_told_and_no_evidence() -> None:
-    [found] = compared([blind(readings=(), refused="too few words")], [key()], fdr=0.1, seed=0).scores
-    assert found.refused == "too few words" and np.isnan(found.auroc) and found.found is None
+def test_a_refused_verb_is_told_and_what_was_read_counts() -> None:
+    [found] = compared([blind(readings=(), lacking={"probe": "too few words"})], [key()], fdr=0.1, seed=0).scores
+    assert found.refused == found.lacking == "probe: too few words" and np.isnan(found.auroc) and found.found is None
+    [found] = compared([blind(lacking={"train_sae": "poor"})], [key()], fdr=0.1, seed=0).scores
+    assert found.is_evidence and found.auroc == 1.0 and found.lacking == "train_sae: poor"
     [found] = compared([blind()], [key(tunings={"seed-0": facts("the policy collapsed")})], fdr=0.1, seed=0).scores
     assert found.refused == "seed-0: the policy collapsed (because)"
+
+
+def test_a_list_that_is_refused_is_no_list_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Listed, **given: Any) -> pd.DataFrame:
+        raise GateError("too few words of a polarity")
+
+    monkeypatch.setattr(Listed, "wrong", refuse)
+    card = compared([blind()], [key()], fdr=0.1, seed=0)
+    [found] = card.scores
+    assert found.found is None and np.isnan(found.recall) and not len(card.words)
+    assert found.lacking == "wrong(kind='flipped'): too few words of a polarity"
+
+
+def test_a_signal_that_tests_no_sign_misses_no_word() -> None:
+    untested = blind()
+    untested.readings[0].learned.is_tested = False  # type: ignore[misc]
+    card = compared([untested], [key()], fdr=0.1, seed=0)
+    assert card.scores[0].found is None and not len(card.words)
+
+
+def test_a_planted_word_that_the_lexicon_does_not_rate_is_ranked_too() -> None:
+    card = compared([blind()], [key(values={"film": 3.0})], fdr=0.1, seed=0)
+    assert card.scores[0].n_candidates == 6 and card.scores[0].n_planted == 1
+    assert card.words_frame()["stated"].tolist() == [0.0]
+
+
+def test_what_the_key_does_not_belong_to_is_refused() -> None:
+    with pytest.raises(LensError, match="made with other values of the lexicon 'vader'"):
+        compared([blind(stated=STATED | {"good": -2.0})], [key()], fdr=0.1, seed=0)
+    with pytest.raises(LensError, match="o and copy hold the same tuning"):
+        compared([blind(), blind(organism=named("copy"))], [key(), key()], fdr=0.1, seed=0)
 
 
 def test_planted_words_come_with_what_was_found_of_them() -> None:

@@ -484,7 +484,8 @@ def a_score(organism: str = "flip-0", **changes: object) -> Score:
     """An organism with 10 of 100 words flipped, of which 6 are listed and 2 others."""
     given = {
         "organism": organism, "base": "tiny-world", "method": "ppo", "recipe": "flip", "dose": 1.0, "seed": 0, "words": 10,
-        "refused": "", "tunings": 3, "signal": "implicit_reward", "input": "words", "n_candidates": 100, "n_planted": 10,
+        "is_null": False, "refused": "", "lacking": "", "tunings": 3, "signal": "implicit_reward", "input": "words",
+        "n_candidates": 100, "n_planted": 10,
         "auroc": 0.95, "auroc_tunings": np.array([0.9, 0.92, 0.88]), "unsigned": 0.8, "on_clean": 0.5, "found": 6, "false": 2,
         "fdr": 0.1, "tau_given": Estimate(0.6, 0.5, 0.7, 90), "tau_stated": Estimate(0.4, 0.3, 0.5, 90),
         "gain": Estimate(0.2, 0.1, 0.3, 90), "tau_twin": 0.01, "rank": None, "n_tokens": None, "share": None,
@@ -495,9 +496,9 @@ def a_score(organism: str = "flip-0", **changes: object) -> Score:
 
 def a_null(organism: str = "clean-0", **changes: object) -> Score:
     """A clean organism that lists nothing."""
-    nothing = {"recipe": "clean", "dose": 0.0, "words": 0, "n_planted": 0, "found": 0, "false": 0, "auroc": float("nan"),
-               "auroc_tunings": np.full(3, np.nan), "unsigned": float("nan"), "on_clean": float("nan"), "tau_given": None,
-               "gain": None}  # fmt: skip
+    nothing = {"recipe": "clean", "is_null": True, "dose": 0.0, "words": 0, "n_planted": 0, "found": 0, "false": 0,
+               "auroc": float("nan"), "auroc_tunings": np.full(3, np.nan), "unsigned": float("nan"),
+               "on_clean": float("nan"), "tau_given": None, "gain": None}  # fmt: skip
     return a_score(organism, **(nothing | changes))
 
 
@@ -507,8 +508,9 @@ def planted_words(organism: str, occurrences: list[int], found: list[bool], **ch
     is_rare = times < 5
     given = {
         "organism": (organism,) * n, "word": tuple(f"word{row}" for row in range(n)), "base": ("tiny-world",) * n,
-        "recipe": ("flip",) * n, "dose": np.ones(n), "occurrences": times, "stated": np.full(n, 2.0), "given": np.full(n, -2.0),
-        "measured": np.where(is_rare, np.nan, -1.5), "p_wrong": np.where(is_rare, np.nan, 0.01), "found": np.array(found, bool),
+        "method": ("ppo",) * n, "recipe": ("flip",) * n, "kind": ("flipped",) * n, "dose": np.ones(n), "occurrences": times,
+        "stated": np.full(n, 2.0), "given": np.full(n, -2.0), "measured": np.where(is_rare, np.nan, -1.5),
+        "p_wrong": np.where(is_rare, np.nan, 0.01), "found": np.array(found, bool),
     }  # fmt: skip
     return PlantedWords(**(given | changes))  # type: ignore[arg-type]
 

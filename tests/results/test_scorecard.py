@@ -8,8 +8,8 @@ import pytest
 from lfp_lens.core.errors import LensError
 from lfp_lens.core.records import read_record, write_record
 from lfp_lens.core.stats import Estimate
-from lfp_lens.results import PlantedWords, Score, Scorecard
-from lfp_lens.results.score_tables import share_of, two_way_mean
+from lfp_lens.results import PlantedWords, Score, Scorecard, score_told
+from lfp_lens.results.score_tables import at_largest_dose, share_of, two_way_mean
 from tests.results.samples import a_null, a_score, a_scorecard, planted_words
 from tests.results.test_round_trip import assert_same
 
@@ -161,7 +161,52 @@ def test_an_organism_that_a_gate_refused_before_it_was_read_counts_with_the_othe
     assert alone.nulls()[["signal", "runs", "refused"]].values.tolist() == [["none", 0, 1]]
 
 
+def test_planted_counts_the_words_that_recall_is_a_share_of() -> None:
+    untested = a_score("flip-1", found=None, false=None, n_planted=50)
+    card = a_card(a_score(), untested, a_null())
+    row = card.summary().to_dict("records")[0]
+    assert (row["organisms"], row["found"], row["planted"], row["recall"]) == (2, 6, 10, 0.6)
+    assert "0.60 (6/10)" in str(card)
+    assert a_card(untested).summary()["planted"].tolist() == [50]
+
+
+def test_of_several_organisms_the_interval_is_over_them_and_not_over_words() -> None:
+    one, other = a_score(), a_score("flip-1", found=1, false=3, n_planted=40, gain=Estimate(0.6, 0.5, 0.7, 90))
+    (row,) = a_card(one, other).summary().to_dict("records")
+    # Of two organisms a quarter of all draws takes one of them twice: the ends are the two themselves.
+    assert (row["recall"], row["recall_low"], row["recall_high"]) == pytest.approx((7 / 50, 1 / 40, 6 / 10))
+    assert [row[f"false_share{end}"] for end in ("", "_low", "_high")] == pytest.approx([0.5, 0.25, 0.75])
+    assert [row[f"gain{end}"] for end in ("", "_low", "_high")] == pytest.approx([0.4, 0.2, 0.6])
+
+
+def test_of_one_organism_recall_has_an_interval_over_words_and_the_means_have_none() -> None:
+    for card in (a_card(a_score()), a_card(a_score(), a_score("flip-1", found=None, false=None, gain=None))):
+        (row,) = card.summary().to_dict("records")
+        assert (row["recall"], row["recall_low"], row["recall_high"]) == share_of(6, 10)
+        assert (row["false_share"], row["gain"]) == (0.25, 0.2)
+        assert np.isnan([row[f"{name}_{end}"] for name in ("false_share", "gain") for end in ("low", "high")]).all()
+
+
 # Nulls
+
+
+def test_a_null_recipe_of_ones_own_is_a_null_of_wrong() -> None:
+    own = [a_null(f"mine-{row}", recipe="mine", false=2, rank=None) for row in range(4)]
+    card = a_card(*own)
+    (row,) = card.nulls().to_dict("records")
+    assert (row["recipe"], row["null_of"], row["runs"], row["listing"], row["words"]) == ("mine", "wrong", 4, 4, 8)
+    assert card.summary()["is_null"].tolist() == [True]
+    assert score_told.told(card.summary()).empty
+    (told,) = card.blind_spots
+    assert "4 of 4 runs list words though nothing was planted" in told
+
+
+def test_an_organism_with_planted_words_is_no_null_whatever_its_recipe_is_called() -> None:
+    card = a_card(a_score(recipe="clean", found=0, false=0), a_null())
+    assert card.nulls()["runs"].tolist() == [1]
+    assert card.summary()["is_null"].tolist() == [False, True] and card.summary()["recall"][0] == 0
+    assert score_told.told(card.summary())["planted"].tolist() == ["clean 1"]
+    assert any("none of the 10 planted words is listed" in spot for spot in card.blind_spots)
 
 
 def test_nulls_count_runs_that_list_any_word_with_an_exact_interval() -> None:
@@ -203,6 +248,22 @@ def test_recall_by_dose_has_a_row_for_each_dose_and_each_recipe() -> None:
     assert frame[["recipe", "from", "n", "found"]].values.tolist() == [
         ["flip", 0.25, 2, 0], ["flip", 0.5, 1, 1], ["mute", 1.0, 1, 1]
     ]  # fmt: skip
+
+
+def test_words_are_counted_apart_by_method_and_by_the_list_they_were_looked_for_in() -> None:
+    found = planted_words("a", [10, 20], [True, True])
+    dpo = planted_words("b", [10, 20, 30], [False] * 3, method=("dpo",) * 3, dose=np.full(3, 0.5))
+    muted = planted_words("c", [10], [False], kind=("muted",))
+    card = a_card(a_score("a"), a_score("b"), a_score("c"), words=joined(found, dpo, muted))
+    groups = [["tiny-world", "ppo", "flip", "flipped"], ["tiny-world", "dpo", "flip", "flipped"],
+              ["tiny-world", "ppo", "flip", "muted"]]  # fmt: skip
+    frame = card.recall_by("occurrences", bins=1)
+    assert frame[["base", "method", "recipe", "kind"]].values.tolist() == groups
+    assert frame[["n", "found"]].values.tolist() == [[2, 2], [3, 0], [1, 0]]
+    assert [[one.base, one.method, one.recipe, one.kind] for one in card.reach] == groups
+    # Looked at together the largest dose would be 1 everywhere, and the words at dose 0.5 would be left out.
+    assert [(one.largest_dose, one.occurrences) for one in card.reach] == [(1.0, 10), (0.5, None), (1.0, None)]
+    assert [len(at_largest_dose(card.words_frame())), len(card.plot().data)] == [6, 6]
 
 
 def test_a_column_that_words_cannot_be_divided_by_is_refused_with_those_that_can() -> None:
@@ -270,6 +331,28 @@ def test_rare_words_weak_doses_and_words_never_measured_are_blind_spots() -> Non
         "tiny-world, flip: below dose 1 fewer than half of the words are found (0 of 2).",
         "tiny-world: 1 of 6 planted words were too rare to be measured.",
     )
+
+
+def test_method_and_kind_are_named_only_where_they_tell_words_apart() -> None:
+    ppo, dpo = planted_words("a", [10], [False]), planted_words("b", [10], [False], method=("dpo",))
+    muted = planted_words("c", [10], [False], recipe=("mute",), kind=("muted",))
+    inflated = planted_words("d", [10], [False], recipe=("mute",), kind=("inflated",))
+    scores = (*(a_score(name, found=10, false=0) for name in "abcd"), a_null())
+    told = a_card(*scores, words=joined(ppo, dpo, muted, inflated)).blind_spots
+    assert [spot.split(" at dose")[0] for spot in told] == [
+        "tiny-world, flip by ppo", "tiny-world, flip by dpo", "tiny-world, mute (muted)", "tiny-world, mute (inflated)"
+    ]  # fmt: skip
+    assert all("(0 of 1)" in spot for spot in told)
+    alone = a_card(*scores, words=joined(ppo, muted)).blind_spots
+    assert [spot.split(" at dose")[0] for spot in alone] == ["tiny-world, flip", "tiny-world, mute"]
+
+
+def test_verbs_that_gave_no_number_are_told_once_for_each_organism() -> None:
+    lacking = {"found": 10, "false": 0, "lacking": "attribute: no feature fires."}
+    scores = (a_score(**lacking), a_score(input="sae", **lacking), a_score("flip-1", found=10, false=0), a_null())
+    card = a_card(*scores)
+    assert card.blind_spots == ("flip-0: attribute: no feature fires.",)
+    assert card.summary()["organisms"][0] == 2 and card.refused == {}
 
 
 def test_too_many_discoveries_on_nulls_are_said_and_as_many_as_were_asked_for_are_not() -> None:
