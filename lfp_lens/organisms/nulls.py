@@ -31,7 +31,8 @@ from lfp_lens.parts.pair import load_pair
 from lfp_lens.parts.rewards import LexiconReward
 from lfp_lens.parts.speed import fast_matmul, short_text_attention
 from lfp_lens.parts.twins import moved, noise_twin
-from lfp_lens.results.scorecard import Score, Scorecard
+from lfp_lens.results.score import Score
+from lfp_lens.results.scorecard import Scorecard
 from lfp_lens.stages.finetune.judge import verdict_of
 from lfp_lens.stages.finetune.measure import measure_writing
 from lfp_lens.stages.probe import probe

@@ -16,7 +16,8 @@ from lfp_lens.organisms.blind import CAUSAL, WORDS, Blind, Reading, check_verbs,
 from lfp_lens.organisms.folder import Organism, open_organism
 from lfp_lens.organisms.key import KEY_FILE, Key
 from lfp_lens.parts.signals import DELTA, make_signal
-from lfp_lens.results.scorecard import PlantedWords, Score, Scorecard
+from lfp_lens.results.score import PlantedWords, Score
+from lfp_lens.results.scorecard import Scorecard
 from lfp_lens.results.sweep import Sweep
 
 

@@ -13,7 +13,8 @@ from lfp_lens.results.preference_probe import LearnedPreference
 from lfp_lens.results.probe import Learned
 from lfp_lens.results.report import Report
 from lfp_lens.results.saes import Floor
-from lfp_lens.results.scorecard import PlantedWords, Score, Scorecard
+from lfp_lens.results.score import PlantedWords, Score
+from lfp_lens.results.scorecard import Scorecard
 from lfp_lens.results.train_sae import SAERecord, SAESet
 from lfp_lens.results.world import World
 

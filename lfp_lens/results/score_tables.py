@@ -19,7 +19,7 @@ from lfp_lens.view.score_plots import PLANTED
 if TYPE_CHECKING:
     import pandas as pd
 
-    from lfp_lens.results.scorecard import Score
+    from lfp_lens.results.score import Score
 
 GROUP = ("base", "method", "recipe", "is_null", "dose", "signal", "input")
 """Scores that agree in these are averaged."""

@@ -1,10 +1,11 @@
 """A scorecard as people read it: its tables, and sentences on where the tool goes blind that its numbers make true."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lfp_lens.results import score_tables
 from lfp_lens.results.score_tables import Reach, share_of
 from lfp_lens.view.page import DASH, number
 from lfp_lens.view.score_plots import PLANTED, names_of
@@ -12,7 +13,7 @@ from lfp_lens.view.score_plots import PLANTED, names_of
 if TYPE_CHECKING:
     import pandas as pd
 
-    from lfp_lens.results.scorecard import Scorecard
+    from lfp_lens.results.score import Score
 
 TOP = 20
 """A planted token is in sight if `Sweep.surprising` lists it, which by default lists so many."""
@@ -91,21 +92,22 @@ def _runs(counted: int, refused: int) -> str:
     return f"{counted} (+{refused} refused)" if refused else str(counted)
 
 
-def blind_spots(card: "Scorecard") -> tuple[str, ...]:
+def blind_spots(scores: "Sequence[Score]", words: "pd.DataFrame", fdr: float) -> tuple[str, ...]:
     """Give a sentence for every place where these organisms show the tool to find little, or what is not there.
 
-    Nothing is said of what was not tried, but for nulls: without them no list of words can be trusted.
+    `words` are the planted words of those that count. Nothing is said of what was not tried, but for nulls: without them no
+    list of words can be trusted.
     """
-    words, summary = card.words_frame(), card.summary()
-    counted = words[words["is_evidence"]]
+    table = score_tables.summary(scores)
+    refused = {one.organism: one.refused for one in scores if one.refused}
     return (
-        *_of_reach(counted, card.reach),
-        *_never_measured(counted),
-        *_of_readings(summary, card.fdr),
-        *_of_tokens(summary),
-        *_of_nulls(card.nulls(), card.fdr),
-        *(f"{name} is no evidence: {why.rstrip('.')}." for name, why in card.refused.items()),
-        *dict.fromkeys(f"{one.organism}: {one.lacking.rstrip('.')}." for one in card.scores if one.lacking),
+        *_of_reach(words, score_tables.reach(words)),
+        *_never_measured(words),
+        *_of_readings(table, fdr),
+        *_of_tokens(table),
+        *_of_nulls(score_tables.nulls(scores), fdr),
+        *(f"{name} is no evidence: {why.rstrip('.')}." for name, why in refused.items()),
+        *dict.fromkeys(f"{one.organism}: {one.lacking.rstrip('.')}." for one in scores if one.lacking),
     )
 
 

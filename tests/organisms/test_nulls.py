@@ -18,7 +18,8 @@ from lfp_lens.organisms.folder import BASE, TUNED, Organism
 from lfp_lens.organisms.key import KEY_FILE, Key, write_sealed
 from lfp_lens.organisms.nulls import cheap_nulls, perturbed
 from lfp_lens.parts.checkpoints import TUNING_FILE, weights_fingerprint
-from lfp_lens.results.scorecard import Score, Scorecard
+from lfp_lens.results.score import Score
+from lfp_lens.results.scorecard import Scorecard
 
 # An invented language, each word of it one token: sixty words have a value, two hundred have none.
 SYLLABLES = [left + vowel for left in "bdfgklmnprtvz" for vowel in "aiu"]
