@@ -25,6 +25,7 @@ from jaxtyping import Float
 
 from lfp_lens.config import with_values
 from lfp_lens.core.errors import GateError
+from lfp_lens.core.fingerprint import fingerprint
 from lfp_lens.core.stats import Estimate, balanced_sign_accuracy, rank_agreement, tau_as_published, tau_difference
 from lfp_lens.core.store import Store
 from lfp_lens.organisms.blind import Blind, dictionaries, measure
@@ -151,7 +152,7 @@ def published_protocol(
         told = [look(one, place / "measured", **given) for one in organisms]
     for blind, said in told:
         key = blind.organism.key()
-        key.check(blind.organism.path, blind.base, blind.tuned)
+        key.check(blind.organism.path, blind.base, blind.tuned, fingerprint(dict(blind.stated)))
         yield from judged(blind, said, key)
 
 
@@ -176,7 +177,7 @@ def look(
     found = [as_published(*both), by_words(ONE, _learned(probe(pair, **given)), fdr)]
     found += [by_words(ALL, one.learned, fdr) for one in blind.readings]
     if not blind.readings:
-        found.append(Said(ALL, None, note=blind.refused))
+        found.append(Said(ALL, None, note="; ".join(blind.lacking.values())))
     try:
         found.append(by_readings(_learned(probe(pair, saes, triples, **given))))
     except GateError as refusal:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from lfp_lens.core.errors import GateError, LensError
+from lfp_lens.core.fingerprint import fingerprint
 from lfp_lens.core.stats import Estimate, rank_agreement
 from lfp_lens.organisms.blind import Blind, Reading
 from lfp_lens.organisms.folder import Organism
@@ -81,7 +82,10 @@ def a_key(recipe: str = "flip", words: tuple[str, ...] = FLIPPED) -> Key:
     learned = a_learned()
     stated = dict(zip(learned.words, learned.stated.tolist()))
     values = {word: -stated[word] for word in words}
-    return Key.model_construct(recipe=recipe, values=values, kind=None, tunings={}, base="b", tuned={"seed-0": "t"})
+    return Key.model_construct(
+        recipe=recipe, values=values, kind=None, is_null=False, tunings={}, base="b", tuned={"seed-0": "t"}, lexicon="vader",
+        stated=fingerprint(stated),
+    )  # fmt: skip
 
 
 # The published protocol
