@@ -188,8 +188,8 @@ def _run(clean: Clean, at: int, options: Mapping[str, Any], folder: Path | None)
     key, base = clean.key, Path(clean.organism.record.get("base", "unknown")).name
     return Score(
         organism=f"{clean.organism.name}/perturbed-{at:03d}", base=base, method=key.method, recipe=key.recipe,
-        dose=key.dose, seed=key.seed, words=key.words, refused=refused, tunings=replicates, n_candidates=clean.n_candidates,
-        n_planted=0, fdr=options["fdr"], auroc_tunings=np.full(replicates, np.nan),
+        dose=key.dose, seed=key.seed, words=key.words, is_null=True, refused=refused, lacking="", tunings=replicates,
+        n_candidates=clean.n_candidates, n_planted=0, fdr=options["fdr"], auroc_tunings=np.full(replicates, np.nan),
         seconds=time.perf_counter() - started, **found, **nothing,
     )  # fmt: skip
 

@@ -109,7 +109,7 @@ def compared(measured: Sequence[Blind], keys: Sequence[Key], *, fdr: float, seed
     """Open the keys: what was planted beside what was found."""
     for blind, key in zip(measured, keys):
         key.check(blind.organism.path, blind.base, blind.tuned, fingerprint(dict(blind.stated)))
-    _check_copies(measured)
+    _check_copies(measured, keys)
     scores, words = [], []
     for blind, key in zip(measured, keys):
         clean = [other for other, theirs in zip(measured, keys)
@@ -120,16 +120,15 @@ def compared(measured: Sequence[Blind], keys: Sequence[Key], *, fdr: float, seed
     return Scorecard(tuple(scores), word_table(words), fdr)
 
 
-def _check_copies(measured: Sequence[Blind]) -> None:
-    """Refuse the same tunings under two names: a copy is no further run."""
-    owner: dict[tuple[str, str], str] = {}
-    for blind in measured:
-        for own in blind.tuned.values():
-            first = owner.setdefault((blind.base, own), blind.organism.name)
-            if first != blind.organism.name:
-                raise LensError(
-                    f"{first} and {blind.organism.name} hold the same tuning: a copy is no further run. Leave one out."
-                )
+def _check_copies(measured: Sequence[Blind], keys: Sequence[Key]) -> None:
+    """Refuse one organism under two names: a copy is no further run."""
+    owner: dict[str, str] = {}
+    for blind, key in zip(measured, keys):
+        first = owner.setdefault(key.spec, blind.organism.name)
+        if first != blind.organism.name:
+            raise LensError(
+                f"{first} and {blind.organism.name} are one organism: a copy is no further run. Leave one out."
+            )
 
 
 def _score(

@@ -173,7 +173,7 @@ def blind(values: tuple[float, ...] = (-1.0, -1.0, 1.0, -1.0), listed: tuple[str
 
 
 def key(**changes: Any) -> Key:
-    return sealed(**{"stated": fingerprint(STATED)} | changes)
+    return sealed(**{"stated": fingerprint(STATED), "spec": repr(changes)} | changes)
 
 
 def named(name: str) -> Any:
@@ -258,7 +258,7 @@ def test_a_planted_word_that_the_lexicon_does_not_rate_is_ranked_too() -> None:
 def test_what_the_key_does_not_belong_to_is_refused() -> None:
     with pytest.raises(LensError, match="made with other values of the lexicon 'vader'"):
         compared([blind(stated=STATED | {"good": -2.0})], [key()], fdr=0.1, seed=0)
-    with pytest.raises(LensError, match="o and copy hold the same tuning"):
+    with pytest.raises(LensError, match="o and copy are one organism"):
         compared([blind(), blind(organism=named("copy"))], [key(), key()], fdr=0.1, seed=0)
 
 
