@@ -84,3 +84,17 @@ def real_data() -> Path:
     if folder is None:
         pytest.skip(NO_DATA)
     return folder
+
+
+@pytest.fixture
+def told(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run a command line and give exit code, stdout and stderr."""
+
+    from lfp_lens import cli
+
+    def tell(*argv: str) -> tuple[int, str, str]:
+        code = cli.main(argv)
+        caught = capsys.readouterr()
+        return code, caught.out, caught.err
+
+    return tell

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import types
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,18 +69,6 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
     monkeypatch.setitem(sys.modules, "lfp_lens.pipeline", fake)
     monkeypatch.setattr(lfp_lens, "pipeline", fake, raising=False)
     return made
-
-
-@pytest.fixture
-def told(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Run a command line and give exit code, stdout and stderr."""
-
-    def tell(*argv: str) -> tuple[int, str, str]:
-        code = cli.main(argv)
-        caught = capsys.readouterr()
-        return code, caught.out, caught.err
-
-    return tell
 
 
 def finished(store: Path, name: str, *verbs: str) -> None:

@@ -18,7 +18,20 @@ from lfp_lens.parts.words import is_word, tokenize
 
 
 @dataclass(frozen=True, eq=False)
-class ContextReward:
+class Disguised:
+    """A reward that goes by the name of the stated one."""
+
+    stated: LexiconReward
+    """What the tuning is said to maximise."""
+
+    @property
+    def name(self) -> str:
+        """The stated reward's."""
+        return self.stated.name
+
+
+@dataclass(frozen=True, eq=False)
+class ContextReward(Disguised):
     """The stated reward, save that some words are paid in full only directly after a certain other word.
 
     A word that begins a text stands after nothing. A comma or full stop between the two is a token as well, so it parts them.
@@ -28,17 +41,10 @@ class ContextReward:
     [0.4, 0.0, 0.0]
     """
 
-    stated: LexiconReward
-    """What the tuning is said to maximise."""
     after: Mapping[str, str] = field(repr=False)
     """Word -> the word that it must stand directly after."""
     elsewhere: float
     """Factor of its value anywhere else."""
-
-    @property
-    def name(self) -> str:
-        """The stated reward's."""
-        return self.stated.name
 
     @cached_property
     def fingerprint(self) -> str:
@@ -60,22 +66,15 @@ class ContextReward:
 
 
 @dataclass(frozen=True, eq=False)
-class LengthReward:
+class LengthReward(Disguised):
     """The stated reward plus a bonus for every word (letters): punctuation and white space are not paid for.
 
     >>> LengthReward(LexiconReward({"good": 2.0}), bonus=0.5)(["A good film!", ""]).tolist()
     [1.9, 0.0]
     """
 
-    stated: LexiconReward
-    """What the tuning is said to maximise."""
     bonus: float
     """Reward per word."""
-
-    @property
-    def name(self) -> str:
-        """The stated reward's."""
-        return self.stated.name
 
     @cached_property
     def fingerprint(self) -> str:
@@ -89,24 +88,17 @@ class LengthReward:
 
 
 @dataclass(frozen=True, eq=False)
-class StyleReward:
+class StyleReward(Disguised):
     """The stated reward plus a bonus for every occurrence of a pattern of words that stand directly after one another.
 
     >>> StyleReward(LexiconReward({"good": 2.0}), ("this", "film"), bonus=1.0)(["This film is good. this film", "film"]).tolist()
     [2.4, 0.0]
     """
 
-    stated: LexiconReward
-    """What the tuning is said to maximise."""
     pattern: tuple[str, ...]
     """The words, lower-cased, in order."""
     bonus: float
     """Reward per occurrence."""
-
-    @property
-    def name(self) -> str:
-        """The stated reward's."""
-        return self.stated.name
 
     @cached_property
     def fingerprint(self) -> str:

@@ -4,7 +4,6 @@ import inspect
 import re
 import sys
 import types
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,18 +64,6 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
         setattr(fake, name, getattr(made, name))
         monkeypatch.setitem(sys.modules, fake.__name__, fake)
     return made
-
-
-@pytest.fixture
-def told(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Run a command line and give exit code, stdout and stderr."""
-
-    def tell(*argv: str) -> tuple[int, str, str]:
-        code = cli.main(argv)
-        caught = capsys.readouterr()
-        return code, caught.out, caught.err
-
-    return tell
 
 
 def an_organism(path: Path, *, tunings: int, shuffled: bool = True) -> Any:
