@@ -8,7 +8,7 @@ need it; the rest goes on, and the page shows both.
 import dataclasses
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -236,9 +236,14 @@ class _Work:
         from lfp_lens.stages.attribute import attribute
 
         options = self.section("attribute") | self.top("lexicon", "gate", "seed")
-        return attribute(
-            self.pair(), self.done.results["train_sae"], self.texts("test")[:EFFECT_TEXTS], **options, store=self.store
-        )
+        texts: Sequence[Any] = self.texts("test")[:EFFECT_TEXTS]
+        if options["scalar"] == "log_p_difference":
+            from lfp_lens.parts.preferences import load_preferences
+
+            source = self.config.finetune.preferences
+            assert source is not None, "the config is checked"
+            texts = load_preferences(source).test[:EFFECT_TEXTS]
+        return attribute(self.pair(), self.done.results["train_sae"], texts, **options, store=self.store)
 
     def explain(self) -> Any:
         from lfp_lens.stages.explain import explain
@@ -252,6 +257,7 @@ class _Work:
 
     def ablate(self) -> Any:
         from lfp_lens.parts.generation import prompt_texts
+        from lfp_lens.results.probe import Learned
         from lfp_lens.stages.ablate import ablate
 
         relevant = self.done.results["explain"].relevant
@@ -265,6 +271,9 @@ class _Work:
         if options["reward"] is None and self.config.tuned is None and self.config.finetune.preferences is None:
             # The checkpoint's record names the reward; only the config can find a lexicon file again.
             options["reward"] = self.config.finetune.reward
+        learned = self.done.results.get("probe")
+        if isinstance(learned, Learned):
+            options["learned"] = learned
         return ablate(self.pair(), relevant, prompts=prompts, **options, store=self.store)
 
     def report(self) -> Any:

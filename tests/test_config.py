@@ -24,7 +24,7 @@ from lfp_lens.core.errors import LensError
 
 NOT_IN_A_SECTION = {
     "prompts", "tokenizer", "store", "output", "seed", "lexicon", "gate", "device", "refusals",
-    "path", "title", "effects",
+    "path", "title", "effects", "saes", "learned",
 }  # fmt: skip
 LEAST = {"name": "mine", "base": "world", "texts": "world"}
 
@@ -457,6 +457,8 @@ def test_every_wrong_key_of_a_file_is_named_with_the_file(tmp_path: Path) -> Non
             {"train_sae": {"sides": ["base"]}},
             r"attribute\.side = \"tuned\" contradicts train_sae\.sides = \[\"base\"\]",
         ),
+        ({"attribute": {"scalar": "valence"}}, r"attribute\.scalar = \"valence\": expected one of expected_valence"),
+        ({"attribute": {"scalar": "log_p_difference"}}, r"compares chosen with rejected, and there are no pairs"),
         ({"explain": {"size": 3}}, r"explain\.size = 3 contradicts train_sae\.sizes = \[1, 2\]"),
         (
             {"explain": {"labeller": "open ai"}},
@@ -487,6 +489,8 @@ def test_a_bad_value_or_contradiction_is_named_with_what_is_expected(values: dic
         {"train_sae": {"architecture": "tied", "l1": 0.001}},
         {"train_sae": {"sizes": [1]}, "explain": {"select": "all"}},
         {"train_sae": {"sides": ["base"]}, "attribute": {"side": "base"}, "explain": {"side": "base"}},
+        {"finetune": {"method": "dpo", "preferences": "hh"}, "attribute": {"scalar": "log_p_difference", "joint": 0}},
+        {"train_sae": {"sides": ["base", "tuned", "both"]}, "attribute": {"side": "both", "steps": 4}},
         {"tuned": "x", "n_texts": 100},
         {"device": "cuda:1", "sites": ["blocks.0.hook_mlp_out"], "lexicon": "mine.csv", "gate": "warn"},
         {"explain": {"labeller": "openai:gpt-4o"}},

@@ -44,7 +44,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "train_sae": {"tokens": 8192, "batch_tokens": 512, "max_tokens": 64, "heldout_tokens": 1000},
     "contrast": {"max_triples": 200},
     "probe": {"contexts": 4, "max_tokens": 64},
-    "attribute": {"confirm": 8, "max_tokens": 24},
+    "attribute": {"confirm": 8, "joint": 5, "max_tokens": 24},
     "explain": {"k": 3, "max_tokens": 24},
     "ablate": {"n": 48, "max_new_tokens": 8, "controls": 3},
     "report": {},

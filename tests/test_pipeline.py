@@ -28,7 +28,7 @@ SMALL: dict[str, Any] = {
     "n_texts": 200, "n_heldout": 260, "sites": 1, "gate": "warn",
     "finetune.steps": 12, "finetune.batch_size": 32, "finetune.heldout": 32, "finetune.max_new_tokens": 10,
     "finetune.flip": 4, "train_sae.tokens": 6144, "train_sae.heldout_tokens": 1000, "contrast.max_triples": 150,
-    "probe.folds": 3, "attribute.confirm": 4, "attribute.max_tokens": 24, "explain.k": 32,
+    "probe.folds": 3, "attribute.confirm": 4, "attribute.joint": 3, "attribute.max_tokens": 24, "explain.k": 32,
     "ablate.n": 24, "ablate.max_new_tokens": 10, "ablate.controls": 3,
 }  # fmt: skip
 
@@ -352,6 +352,23 @@ def test_a_lexicon_files_reward_reaches_the_ablation(whole: Run, tmp_path: Path,
     ):
         pipeline._Work(config, whole).ablate()
         assert seen[-1] == expected
+
+
+def test_the_pairs_that_tuned_the_model_reach_attribute_where_its_scalar_compares_them(
+    whole: Run, monkeypatch: Any
+) -> None:
+    from lfp_lens.parts import preferences
+    from lfp_lens.stages import attribute as stage
+
+    pairs = tuple(preferences.Preference("a", "b", str(at)) for at in range(pipeline.EFFECT_TEXTS + 1))
+    seen: list[Any] = []
+    monkeypatch.setattr(stage, "attribute", lambda pair, saes, texts, **named: seen.append(texts))
+    monkeypatch.setattr(preferences, "load_preferences", lambda name: preferences.Preferences(name, (), pairs, {}))
+    tuned = {"finetune__method": "dpo", "finetune__preferences": "hh", "finetune__flip": 0}
+    pipeline._Work(small(**tuned, attribute__scalar="log_p_difference"), whole).attribute()
+    pipeline._Work(small(**tuned), whole).attribute()
+    assert seen[0] == pairs[: pipeline.EFFECT_TEXTS]
+    assert all(isinstance(text, str) for text in seen[1])
 
 
 def test_quiet_draws_no_bar_and_puts_the_bars_back(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -127,6 +127,11 @@ def _in_dictionaries(config: RunConfig) -> str:
             f'explain.select = "mmcs" contradicts train_sae.sizes = {toml_value(sizes)}: it matches '
             'the features of two sizes. Give two sizes, or select = "attribution" or "all".'
         )
+    if config.attribute.scalar == "log_p_difference" and config.finetune.preferences is None:
+        return (
+            'attribute.scalar = "log_p_difference" compares chosen with rejected, and there are no pairs. Give '
+            "finetune.preferences, or another scalar."
+        )
     for verb, section in (("attribute", config.attribute), ("explain", config.explain)):
         if section.side not in sides:
             return f"{verb}.side = {toml_value(section.side)} contradicts train_sae.sides = {toml_value(sides)}."

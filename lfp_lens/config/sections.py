@@ -10,6 +10,7 @@ from lfp_lens.config.kinds import (
     Count,
     CountsOrNone,
     NotNegative,
+    NotNegativeCount,
     NotNegativesOrNone,
     Number,
     PositivesOrNone,
@@ -153,12 +154,16 @@ class AttributeConfig(Strict):
     """`[attribute]`: the effect of every feature."""
 
     section = "attribute"
-    scalar: Literal["valence"] = "valence"
-    """What effects are measured on."""
-    confirm: AtLeastTwo = 64
-    """Features whose effect is confirmed exactly."""
-    side: Side = "tuned"
-    """Whose dictionaries."""
+    scalar: Literal["expected_valence", "implicit_reward", "log_p", "log_p_difference"] = "expected_valence"
+    """What effects are measured on; `log_p_difference` is that of the preference pairs of `finetune.preferences`."""
+    confirm: Count = 64
+    """Features ablated exactly: so many with the largest, so many with the most negative screened effect."""
+    joint: NotNegativeCount = 100
+    """Features in the largest set whose share is measured together; 0 leaves this out."""
+    side: SAESide = "tuned"
+    """Whose dictionaries; of `difference` and `both` the tuned model is changed."""
+    steps: Count = 1
+    """Points of the integrated gradients; 1 is gradient times activation."""
     size: SizeOrNone = None
     """Which size; not given: the smallest."""
     max_tokens: Count = 64
@@ -211,6 +216,8 @@ class AblateConfig(Strict):
     """The factor of mode `scale`."""
     controls: Count = 200
     """Random feature sets to compare with."""
+    floors: Switch = True
+    """Whether curves of share against KL are measured for floors too (minutes)."""
 
     @model_validator(mode="after")
     def _agrees(self) -> "AblateConfig":

@@ -222,6 +222,7 @@ def _causes(
             test[:EFFECT_TEXTS],
             lexicon=given["lexicon"],
             max_tokens=min(64, given["max_tokens"]),
+            joint=0,
             **options,
         )
         features = effects.top(TOP_FEATURES)

@@ -106,7 +106,9 @@ def sample(
 ) -> Completions:
     """Sample one completion per prompt with a KV cache; the same seed and prompts give the same random draws.
 
-    `model` is a Hugging Face model or a TransformerLens one; hooks that are on the model are active at every step.
+    `model` is a Hugging Face model or a TransformerLens one; hooks that are on the model are active at every step. The draws
+    of a prompt depend on its place among the prompts, not on the model or on when other completions end, so that completions
+    before and after an intervention are paired.
     Raises `LensError` without prompts, for a prompt without tokens, or where nothing ends a text.
     """
     is_hooked = hasattr(model, "hook_dict")
@@ -119,8 +121,9 @@ def sample(
             raise LensError(f"prompt {at} has no tokens: give every prompt at least one, such as beginning-of-text.")
     rows: list[list[int]] = [[] for _ in prompts]
     with torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(seed)
-        for picked in _groups(prompts, batch_size, same_length=is_hooked):
+        for number, picked in enumerate(_groups(prompts, batch_size, same_length=is_hooked)):
+            # Each group has a seed of its own, because one whose completions all end early draws less.
+            torch.manual_seed(_group_seed(seed, number))
             chosen = [prompts[at] for at in picked]
             if is_hooked:
                 new_BT = _generate_hooked(model, torch.tensor(chosen, device=device), max_new_tokens)
@@ -189,6 +192,13 @@ def _groups(prompts: Sequence[list[int]], size: int, *, same_length: bool) -> li
         rows = [at for at, ids in enumerate(prompts) if key in (None, len(ids))]
         groups += [rows[start : start + size] for start in range(0, len(rows), size)]
     return groups
+
+
+def _group_seed(seed: int, number: int) -> int:
+    """Give the sampling seed of a group of prompts; the first has the seed itself."""
+    if number == 0:
+        return seed
+    return int(np.random.SeedSequence(seed, spawn_key=(number,)).generate_state(1, np.uint64)[0])
 
 
 def _through_end(ids: list[int], ends: Sequence[int]) -> list[int]:

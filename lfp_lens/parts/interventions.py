@@ -5,20 +5,22 @@ that an empty set changes no bit. The beginning-of-text token, on which SAEs are
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 
 from lfp_lens.core.errors import LensError, unknown
+from lfp_lens.parts.companion import companion
+from lfp_lens.parts.dictionaries import Dictionary
 from lfp_lens.parts.sites import editing
 
 MODES = ("zero", "mean", "resample", "scale")
-Edit = Callable[[torch.Tensor], torch.Tensor]
+Edit = Callable[..., torch.Tensor]
 
 
 def feature_edit(
-    sae: Any,
+    dictionary: Dictionary,
     indices: Sequence[int],
     *,
     mode: str = "zero",
@@ -26,14 +28,15 @@ def feature_edit(
     reference_MF: torch.Tensor | None = None,
     seed: int = 0,
 ) -> Edit:
-    """Give the edit that replaces chosen features of one SAE.
+    """Give the edit that replaces chosen features f of one dictionary by ref + scale (f - ref), the rest as it was.
 
     Args:
-        sae: a SAELens SAE.
+        dictionary: where and what.
         indices: features to replace.
-        mode: `zero`; `scale` times `scale`; `mean` of, or a random draw (`resample`) from, the reference activations.
-        scale: the factor of mode `scale`.
-        reference_MF: features `[tokens, F]` on reference text, for `mean` and `resample`.
+        mode: what ref is: 0 (`zero`, and `scale`), the `mean` of the reference activations, or for every token a token of them
+            drawn at random (`resample`).
+        scale: 0 ablates; 1 changes nothing; 2 doubles what the features hold beyond ref; below 0 it turns them round.
+        reference_MF: all features `[tokens, F]` on reference text, for `mean` and `resample`.
         seed: of the draws.
 
     Raises `LensError` for an unknown mode, a feature that does not exist, or missing reference activations.
@@ -42,26 +45,25 @@ def feature_edit(
         raise unknown("ablation mode", mode, MODES)
     if mode in ("mean", "resample") and (reference_MF is None or not len(reference_MF)):
         raise LensError(f"Mode {mode!r} needs the features' activations on reference text.")
-    drawn_from = torch.zeros(0) if reference_MF is None else reference_MF
-    chosen = torch.tensor(sorted(set(indices)), dtype=torch.long)
-    for index in chosen.tolist():
-        if not 0 <= index < len(sae.W_dec):
-            raise LensError(f"feature {index} does not exist: the SAE has features 0 to {len(sae.W_dec) - 1}.")
+    own = sorted(set(indices))
+    some = dictionary.some(own)
+    drawn_from = reference_MF[:, own].float() if reference_MF is not None and own else torch.zeros(1, len(own))
+    drawn_from = drawn_from.to(some.W_dec.device)
+    mean = drawn_from.mean(0)
     generator = torch.Generator().manual_seed(seed)
 
-    def edit(acts: torch.Tensor) -> torch.Tensor:
-        if not len(chosen):
+    def edit(acts: torch.Tensor, base: torch.Tensor | None = None) -> torch.Tensor:
+        if not own:
             return acts
-        features = sae.encode(acts.float())
-        changed = features.clone()
+        features = some.read(acts, base)
         if mode in ("zero", "scale"):
-            changed[..., chosen] *= 0.0 if mode == "zero" else scale
+            away = features
         elif mode == "mean":
-            changed[..., chosen] = drawn_from.mean(0)[chosen]
+            away = features - mean
         else:
             rows = torch.randint(len(drawn_from), features.shape[:-1], generator=generator)
-            changed[..., chosen] = drawn_from[rows][..., chosen]
-        return acts + (sae.decode(changed) - sae.decode(features)).to(acts.dtype)
+            away = features - drawn_from[rows.to(drawn_from.device)]
+        return acts + ((scale - 1.0) * away @ some.W_dec).to(acts.dtype)
 
     return edit
 
@@ -72,30 +74,46 @@ def reconstruction_edit(sae: Any) -> Edit:
 
 
 @contextmanager
-def intervening(model: Any, edits: Mapping[str, Edit], *, begin: int | None) -> Iterator[None]:
+def intervening(model: Any, edits: Mapping[str, Edit], *, begin: int | None, base: Any | None = None) -> Iterator[None]:
     """Apply the edits while inside, at every position but the beginning-of-text token, in generation too.
 
-    `begin` is that token's id, None where the tokenizer has none. Every hook is gone on any exit.
+    Args:
+        model: a Hugging Face model or a TransformerLens one.
+        edits: site -> edit, called as `edit(acts, base_acts)` with activations `[B, S, D]` of the same tokens; one that
+            returns its argument `acts` changes nothing.
+        begin: the id of the beginning-of-text token, None where the tokenizer has none.
+        base: the base model, where an edit reads it too (`Dictionary.needs_base`). It runs beside the model, unedited, at every
+            step (see `companion`). None calls the edits with `base_acts=None`.
+
+    Every hook is gone on any exit. Raises `LensError` for a site that does not exist, or where a base model cannot run beside
+    this model.
+
+    Example:
+        >>> with intervening(pair.tuned_hf, {site: feature_edit(dictionary, [3, 17])}, begin=0):  # doctest: +SKIP
+        ...     ablated = sample(pair.tuned_hf, tokenizer, prompts, max_new_tokens=20, seed=0)
     """
-    current: dict[str, torch.Tensor] = {}
+    at_begin: dict[str, torch.Tensor | None] = {"BS1": None}
 
-    def remember(module: Any, args: tuple[Any, ...]) -> None:
-        current["ids"] = args[0]
+    def find_begin(module: Any, args: tuple[Any, ...]) -> None:
+        found_BS = args[0] == begin
+        # Most steps of generation have none. Anywhere but on a CPU, asking would cost more than it saves.
+        is_here = found_BS.device.type != "cpu" or bool(found_BS.any())
+        at_begin["BS1"] = found_BS[..., None] if is_here else None
 
-    def outside_begin(edit: Edit) -> Edit:
+    def outside_begin(site: str, edit: Edit) -> Callable[[torch.Tensor], torch.Tensor]:
         def kept(acts: torch.Tensor) -> torch.Tensor:
-            new = edit(acts)
-            if begin is None or new is acts:
-                return new
-            return torch.where((current["ids"] == begin)[..., None], acts, new)
+            new, here_BS1 = edit(acts, base_acts.get(site)), at_begin["BS1"]
+            return new if here_BS1 is None or new is acts else torch.where(here_BS1, acts, new)
 
         return kept
 
-    # The embedding sees the ids in every forward pass; TransformerLens generates past its model's own hooks.
-    embedding = model.embed if hasattr(model, "hook_dict") else model.get_input_embeddings()
-    handle = embedding.register_forward_pre_hook(remember)
-    try:
-        with editing(model, {site: outside_begin(edit) for site, edit in edits.items()}):
-            yield
-    finally:
-        handle.remove()
+    with ExitStack() as stack:
+        base_acts: Mapping[str, torch.Tensor] = {}
+        if base is not None and edits:
+            base_acts = stack.enter_context(companion(model, base=base, sites=list(edits)))
+        if begin is not None:
+            # The embedding sees the ids in every forward pass; TransformerLens generates past its model's own hooks.
+            embedding = model.embed if hasattr(model, "hook_dict") else model.get_input_embeddings()
+            stack.callback(embedding.register_forward_pre_hook(find_begin).remove)
+        stack.enter_context(editing(model, {site: outside_begin(site, edit) for site, edit in edits.items()}))
+        yield

@@ -18,6 +18,10 @@ HOOKS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "hook_resid_post": lambda block: block,
 }
 """Hook name -> the module inside a block whose output it is."""
+INNER_HOOK = "mlp.hook_post"
+"""The MLP's neurons, as its down-projection reads them: the input of a module, not an output."""
+DOWN_PROJECTIONS = ("dense_4h_to_h", "down_proj", "c_proj", "fc2")
+"""What architectures call the module that reads an MLP's neurons."""
 
 
 def trunk(model: Any) -> nn.Module:
@@ -55,20 +59,36 @@ def all_sites(model: Any, hook: str = "hook_mlp_out") -> tuple[str, ...]:
 
 def layer_of(site: str) -> int:
     """Give the layer of a site name. Raises `LensError` for a name that is no site."""
-    parts = site.split(".") if isinstance(site, str) else []
+    parts = site.split(".", 2) if isinstance(site, str) else []
     # One spelling per site: int() also reads '01' and digits of other scripts.
     if len(parts) != 3 or parts[0] != "blocks" or not (parts[1].isdecimal() and parts[1] == str(int(parts[1]))):
         raise LensError(f"{site!r} is no site: expected a name such as 'blocks.3.hook_mlp_out'.")
-    if parts[2] not in HOOKS:
-        raise unknown("hook", parts[2], HOOKS)
+    if parts[2] not in (*HOOKS, INNER_HOOK):
+        raise unknown("hook", parts[2], (*HOOKS, INNER_HOOK))
     return int(parts[1])
 
 
 def module_at(model: Any, site: str) -> nn.Module:
-    """Give the module whose output is this site."""
+    """Give the module whose output is this site. Raises `LensError` for the inside of an MLP, which is an input."""
     stack = blocks(model)
     layer = _checked_layer(site, len(stack))
-    return HOOKS[site.split(".")[2]](stack[layer])
+    if is_inner(site):
+        raise LensError(f"{site!r} is the input of a module, not an output: name the MLP's output, 'hook_mlp_out'.")
+    return HOOKS[site.split(".", 2)[2]](stack[layer])
+
+
+def is_inner(site: str) -> bool:
+    """Tell whether a site is the inside of an MLP."""
+    return site.endswith(INNER_HOOK)
+
+
+def down_projection(model: Any, layer: int) -> nn.Module:
+    """Give the module of a layer that reads the MLP's neurons, whatever the architecture calls it."""
+    mlp = blocks(model)[layer].mlp
+    for name in DOWN_PROJECTIONS:
+        if hasattr(mlp, name):
+            return getattr(mlp, name)
+    raise LensError(f"{type(mlp).__name__} has no down-projection named {', '.join(DOWN_PROJECTIONS)}.")
 
 
 def _checked_layer(site: str, n_layers: int) -> int:
@@ -95,10 +115,17 @@ def editing(model: Any, edits: Mapping[str, Callable[[torch.Tensor], torch.Tenso
     def hook(edit: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., Any]:
         return lambda module, args, out: (edit(out[0]), *out[1:]) if isinstance(out, tuple) else edit(out)
 
+    def before(edit: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., Any]:
+        return lambda module, args: (edit(args[0]), *args[1:])
+
     handles = []
     try:
         for site, edit in edits.items():
-            handles.append(module_at(model, site).register_forward_hook(hook(edit)))
+            if is_inner(site):
+                layer = _checked_layer(site, len(blocks(model)))
+                handles.append(down_projection(model, layer).register_forward_pre_hook(before(edit)))
+            else:
+                handles.append(module_at(model, site).register_forward_hook(hook(edit)))
         yield
     finally:
         for handle in handles:

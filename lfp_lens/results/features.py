@@ -1,10 +1,11 @@
 """A set of SAE features, with the SAEs they belong to: what `ablate` takes."""
 
+from numbers import Integral
 from typing import TYPE_CHECKING
 
-from lfp_lens.core.errors import LensError
+from lfp_lens.core.errors import LensError, unknown
 from lfp_lens.core.records import record
-from lfp_lens.results.train_sae import SAERecord, SAESet
+from lfp_lens.results.train_sae import SIDES, SAERecord, SAESet
 from lfp_lens.view import page
 
 if TYPE_CHECKING:
@@ -20,14 +21,15 @@ class FeatureSet:
     features: tuple[tuple[str, int], ...]
     """(site, index) of every feature; an empty tuple is allowed and is the no-op control."""
     side: str = "tuned"
-    """Whose dictionaries the indices refer to."""
+    """Whose dictionaries the indices refer to: `tuned`, `base`, `difference` or `both`."""
     size: float | None = None
     """Which size they refer to; None is the smallest at each site."""
 
     def __post_init__(self) -> None:
-        cleaned = tuple(dict.fromkeys((str(site), int(index)) for site, index in self.features))
-        object.__setattr__(self, "features", cleaned)
-        for site, index in cleaned:
+        if self.side not in SIDES:
+            raise unknown("side", self.side, SIDES)
+        object.__setattr__(self, "features", tuple(dict.fromkeys(_pair(given) for given in self.features)))
+        for site, index in self.features:
             width = self.sae(site).n_features
             if not 0 <= index < width:
                 raise LensError(f"Feature {index} does not exist at {site}: its SAE has features 0 to {width - 1}.")
@@ -56,3 +58,12 @@ class FeatureSet:
 
     def _repr_html_(self) -> str:
         return page.table(self.to_frame(), f"{len(self)} features")
+
+
+def _pair(given: object) -> tuple[str, int]:
+    """Give one (site, index) as plain values. Raises `LensError` for anything else."""
+    if isinstance(given, (tuple, list)) and len(given) == 2:
+        site, index = given
+        if isinstance(site, str) and isinstance(index, Integral) and not isinstance(index, bool):
+            return str(site), int(index)
+    raise LensError(f"A feature is a (site, index) pair such as ('blocks.3.hook_mlp_out', 17); {given!r} given.")

@@ -13,7 +13,6 @@ from lfp_lens.view.look import (
     BAND,
     BLUE,
     GREY,
-    INTERVAL,
     ORANGE,
     escaped,
     figure_with,
@@ -118,29 +117,6 @@ def learned_words(
         font = {"color": ORANGE, "size": 12}
         figure.add_annotation(x=x, y=y, text=escaped(word), showarrow=False, yshift=shift, font=font)
     return figure
-
-
-def effects(frame: "pd.DataFrame", rank_correlation: float) -> "go.Figure":
-    """Draw exact against screened effect of every confirmed feature, with its interval and the identity."""
-    title = f"Screen and exact effect (Spearman {rank_correlation:.2f})"
-    figure = figure_with(title, "screened effect", "exact effect", height=430)
-    rows = frame[np.isfinite(frame["exact"])]
-    if rows.empty:
-        return note(figure, "no feature was confirmed")
-    both = rows[["screen", "exact"]].to_numpy()
-    ends, dashed = [both.min(), both.max()], {"color": GREY, "dash": "dash", "width": 1.5}
-    figure.add_scatter(x=ends, y=ends, mode="lines", line=dashed, name="screen = exact", hoverinfo="skip")
-    up, down = rows["exact_high"] - rows["exact"], rows["exact"] - rows["exact_low"]
-    return figure.add_scatter(
-        x=rows["screen"],
-        y=rows["exact"],
-        mode="markers",
-        name="feature",
-        marker={"color": BLUE, "size": 7},
-        error_y={"array": up, "arrayminus": down, "thickness": 1, "width": 0, "color": INTERVAL},
-        text=[f"{escaped(site)} #{index}" for site, index in zip(rows["site"], rows["index"])],
-        hovertemplate="%{text}<br>screen %{x:.3g}, exact %{y:.3g}<extra></extra>",
-    )
 
 
 def detection(real: Float[np.ndarray, " features"], shuffled: Float[np.ndarray, " features"]) -> "go.Figure":

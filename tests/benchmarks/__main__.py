@@ -6,8 +6,10 @@ import sys
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
+from tests.benchmarks.ablated_generation import ablated_generation
 from tests.benchmarks.calibration import calibration
 from tests.benchmarks.crosscoder import crosscoder
+from tests.benchmarks.feature_screen import feature_screen
 from tests.benchmarks.harvest import harvest
 from tests.benchmarks.learned_feedback import learned_feedback
 from tests.benchmarks.null_calibration import null_calibration
@@ -19,8 +21,10 @@ from tests.benchmarks.train_sae import train_sae
 from tests.benchmarks.word_speed import word_speed
 
 BENCHES = {
+    "ablated_generation": ablated_generation,
     "calibration": calibration,
     "crosscoder": crosscoder,
+    "feature_screen": feature_screen,
     "harvest": harvest,
     "learned_feedback": learned_feedback,
     "null_calibration": null_calibration,

@@ -24,6 +24,7 @@ for turn in range(facts["turns"] + 1):
 """Stands in for the second environment: it says what the real peer says, and trains nothing."""
 TINY = Shape(layers=5, width=16, heads=2, vocabulary=400, context=32)
 SMALL = {
+    "ablated_generation": {"prompts": 3, "prompt_tokens": 4, "new_tokens": 3, "features": 5, "repeats": 1},
     "harvest": {"texts": 2, "repeats": 1},
     "ppo": {"batch": 8, "new_tokens": 3, "turns": 2, "peer": (sys.executable, "-c", QUICK_PEER)},
     "sae_scale": {"short": 256, "long": 512, "tokens": 256, "batch_tokens": 128},
@@ -31,6 +32,7 @@ SMALL = {
 }
 OTHER_LINES = (
     "calibration",
+    "feature_screen",
     "learned_feedback",
     "null_calibration",
     "published_protocol",

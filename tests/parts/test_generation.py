@@ -1,6 +1,8 @@
 """Completions are draws from the model itself: seeded, unpadded in effect, cut at their end."""
 
 import copy
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 
 from lfp_lens.core.errors import LensError
+from lfp_lens.parts.dictionaries import as_dictionary
 from lfp_lens.parts.generation import (
     OPENINGS,
     Completions,
@@ -19,7 +22,11 @@ from lfp_lens.parts.generation import (
     prompt_texts,
     sample,
 )
-from tests.tiny import ARCHITECTURES, tiny_model, tiny_pair, tiny_texts, tiny_tokenizer
+from lfp_lens.parts.interventions import feature_edit, intervening
+from lfp_lens.parts.saes import export, load_sae, new_sae
+from lfp_lens.parts.sites import all_sites, editing
+from lfp_lens.results.train_sae import SAERecord
+from tests.tiny import ARCHITECTURES, sae_record, tiny_model, tiny_pair, tiny_texts, tiny_tokenizer
 
 PROMPTS = [[0, 260, 270], [0, 280], [0, 261, 262, 263, 264, 265], [0, 290, 291, 300]]
 
@@ -31,6 +38,99 @@ def done(ids: list[list[int]]) -> Completions:
 def drawn(model: Any = None, seed: int = 0, **options: Any) -> Completions:
     model = tiny_pair().tuned_hf if model is None else model
     return sample(model, tiny_tokenizer(), PROMPTS, **{"max_new_tokens": 10, "seed": seed} | options)
+
+
+def step_by_step(
+    model: Any,
+    prompts: Sequence[list[int]],
+    *,
+    max_new_tokens: int,
+    seed: int,
+    under: Callable[[torch.Tensor], AbstractContextManager[Any]],
+) -> list[list[int]]:
+    """Sample as slowly as can be: no padding, no cache, every prefix anew at every step, inside `under(ids [1, S])`."""
+    rows: list[list[int]] = [[] for _ in prompts]
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for _ in range(max_new_tokens):
+            last = []
+            for prompt, ids in zip(prompts, rows):
+                whole = torch.tensor([[*prompt, *ids]])
+                with under(whole):
+                    last.append(model(input_ids=whole, use_cache=False).logits[0, -1].float())
+            drawn = torch.multinomial(torch.softmax(torch.stack(last), dim=-1), num_samples=1)[:, 0].tolist()
+            for ids, token in zip(rows, drawn):
+                ids.append(0 if 0 in ids else token)
+            if all(0 in ids for ids in rows):
+                break
+    return [ids[: ids.index(0) + 1] if 0 in ids else ids for ids in rows]
+
+
+def records(sites: Sequence[str], architecture: str) -> dict[str, SAERecord]:
+    """Give an untrained SAE of 16 activations and 32 features at each site: biases not zero, directions of length 1."""
+    made = {}
+    for at, site in enumerate(sites):
+        sae = new_sae(architecture, d_in=16, d_sae=32, l1=None, k=None, steps=10, seed=at)
+        with torch.no_grad():
+            sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)
+            sae.b_enc += 0.3 * torch.randn(32, generator=torch.Generator().manual_seed(at))
+            sae.b_dec += 0.3 * torch.randn(16, generator=torch.Generator().manual_seed(at + 100))
+        made[site] = sae_record(export(sae, site=site, model_name="tiny"), "tuned", site, architecture=architecture)
+    return made
+
+
+@pytest.mark.parametrize("sae_architecture", ["standard", "topk"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_sampling_under_ablation_at_five_sites_gives_the_tokens_of_a_loop_without_cache(
+    architecture: str, sae_architecture: str
+) -> None:
+    model, chosen = tiny_pair(architecture, layers=5).tuned_hf, list(range(0, 32, 2))
+    saes = records(all_sites(model), sae_architecture)
+
+    def ablating(ids_1S: torch.Tensor) -> AbstractContextManager[Any]:
+        def ablate(sae: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+            def by_the_formula(acts: torch.Tensor) -> torch.Tensor:
+                kept = sae.encode(acts)
+                kept[..., chosen] = 0
+                new = sae.decode(kept) + (acts - sae.decode(sae.encode(acts)))
+                return torch.where((ids_1S == 0)[..., None], acts, new)
+
+            return by_the_formula
+
+        return editing(model, {site: ablate(load_sae(record)) for site, record in saes.items()})
+
+    options = {"max_new_tokens": 12, "seed": 4}
+    edits = {site: feature_edit(as_dictionary(record), chosen) for site, record in saes.items()}
+    with intervening(model, edits, begin=0):
+        found = sample(model, tiny_tokenizer(), PROMPTS, **options)
+    assert found.ids == step_by_step(model, PROMPTS, under=ablating, **options)
+    assert found.ids != sample(model, tiny_tokenizer(), PROMPTS, **options).ids
+
+
+def test_the_draws_of_later_prompts_do_not_shift_when_the_first_ones_end_early() -> None:
+    model, options = tiny_pair().tuned_hf, {"seed": 2, "batch_size": 2}
+    passes = []
+
+    def ends_the_first_group(module: Any, args: Any, logits: torch.Tensor) -> torch.Tensor:
+        passes.append(len(logits))
+        return logits + 1e4 * (torch.arange(logits.shape[-1]) == 0) if len(passes) == 1 else logits
+
+    before = drawn(model, **options)
+    handle = model.get_output_embeddings().register_forward_hook(ends_the_first_group)
+    try:
+        after = drawn(model, **options)
+    finally:
+        handle.remove()
+    assert after.ids[:2] == [[0], [0]] and min(len(ids) for ids in before.ids[:2]) > 1
+    assert after.ids[2:] == before.ids[2:]
+
+
+def test_groups_of_prompts_draw_differently_and_the_first_as_it_does_alone() -> None:
+    model, prompts = tiny_pair().tuned_hf, [PROMPTS[0]] * 6
+    found = sample(model, tiny_tokenizer(), prompts, max_new_tokens=6, seed=0, batch_size=2).ids
+    alone = sample(model, tiny_tokenizer(), prompts[:2], max_new_tokens=6, seed=0).ids
+    assert found[:2] == alone
+    assert len({tuple(map(tuple, found[at : at + 2])) for at in (0, 2, 4)}) == 3
 
 
 def test_the_same_seed_gives_the_same_completions_and_another_seed_others() -> None:

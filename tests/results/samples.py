@@ -1,6 +1,7 @@
 """One small synthetic result of every verb, seeded, with planted words, effects and SAE quality."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,10 +28,25 @@ from lfp_lens.results import (
     Triples,
     Tuning,
 )
+from lfp_lens.results.ablate_readings import (
+    BASE_OWN,
+    BASE_SAME,
+    FEATURES,
+    NEGATIVE,
+    RECONSTRUCTION,
+    RESTORED,
+    FiringRates,
+    RandomSets,
+    Rate,
+    Reading,
+)
+from lfp_lens.results.effect_examples import EffectExamples
 from lfp_lens.results.explain import Example
 from lfp_lens.results.finetune import Behaviour
 from lfp_lens.results.grid import GridCell
+from lfp_lens.results.joint import Joint
 from lfp_lens.results.seeds import SeedNull
+from lfp_lens.results.share_curves import ShareCurves
 from lfp_lens.results.train_sae import Floor, Match, SAEWeights
 
 HOSTILE = "</script><script>alert(1)</script>"
@@ -392,15 +408,43 @@ def an_effects(*, rank_correlation: float = 0.93) -> Effects:
         site=(SITES[4],) * 8 + (SITES[5],) * 8,
         index=np.array([*range(8), *range(8)]),
         screen=screen,
+        screen_same=screen,
         exact=exact,
         exact_low=exact - 0.015,
         exact_high=exact + 0.015,
         rank_correlation=Estimate(rank_correlation, rank_correlation - 0.05, rank_correlation + 0.03, 8),
-        scalar="valence",
+        consistency=np.where(np.isfinite(exact), 0.9, np.nan),
+        fires_in=np.where(np.isfinite(exact), 300, -1),
+        is_random=np.arange(16) >= 8,
+        text_effects=np.tile(exact[:12, None], (1, 6)).astype(np.float32),
+        agreement=Estimate(0.97, 0.95, 0.99, 8),
+        scalar="expected_valence",
+        per="token",
         side="tuned",
         size=None,
+        steps=1,
         n_texts=400,
         n_tokens=12_800,
+        examples=EffectExamples(
+            tokens=(("\u0120a", "<b>", HOSTILE), ("\u0120good",)),
+            text=np.array([4, 9]),
+            role=("", ""),
+            before=np.array([0.5, 0.2]),
+            feature=np.array([0, 0]),
+            shown=np.array([0, 1]),
+            activations=np.array([[0.0, 1.0, 2.0], [3.0, np.nan, np.nan]]),
+            effects=np.array([[0.0, 0.3, 0.6], [0.6, np.nan, np.nan]]),
+        ),
+        joint=Joint(
+            features=((SITES[4], 0), (SITES[4], 1), (SITES[5], 2)),
+            sizes=np.array([1, 2, 3]),
+            share=np.array([0.2, 0.3, 0.4]),
+            share_low=np.array([0.1, 0.2, 0.3]),
+            share_high=np.array([0.3, 0.4, 0.5]),
+            random=np.array([[0.01, -0.02], [0.0, 0.03], [np.nan, np.nan]]),
+            whole=Estimate(0.12, 0.1, 0.14, 400),
+            of="gain",
+        ),
         skipped={"blocks.3.hook_mlp_out": "explained variance 0.31 < 0.60"},
     )
 
@@ -449,32 +493,111 @@ def a_labels() -> Labels:
     )
 
 
+def a_reading(what: str, valence: float, *, mode: str = "zero", share: float | None = None, **changes: Any) -> Reading:
+    """One teacher-forced reading."""
+    given: dict[str, Any] = {
+        "what": what, "mode": mode, "scale": 0.0, "n_features": 2,
+        "valence": Estimate(valence, valence - 0.02, valence + 0.02, 96),
+        "share": None if share is None else Estimate(share, share - 0.05, share + 0.05, 96),
+        "implicit_reward": Estimate(-0.03, -0.04, -0.02, 96), "implicit_slope": Estimate(-0.4, -0.6, -0.2, 96),
+        "kl": Estimate(0.041, 0.035, 0.047, 96), "perplexity": 19.0,
+    }  # fmt: skip
+    return Reading(**(given | changes))
+
+
+def some_curves() -> ShareCurves:
+    """One SAE and one floor: the SAE removes half of the gain at a KL of 0.01 per token, the floor a fifth."""
+    tokens, gain = np.full(24, 20.0), 2.0
+    spread = np.random.default_rng(8).normal(1, 0.05, 24)
+    rows = [
+        (name, mode, share)
+        for name, share in (("tuned SAE", 0.5), ("pca", 0.2))
+        for mode in ("zero", "mean", "resample")
+    ]
+    return ShareCurves(
+        name=tuple(name for name, _, _ in rows), mode=tuple(mode for _, mode, _ in rows), seed=np.zeros(6, int),
+        k=np.full(6, 10), dose=np.ones(6), valence=np.array([gain * (1 - share * spread) for _, _, share in rows]),
+        kl=np.full((6, 24), 0.2), tokens=tokens, tuned=np.full(24, gain), base=np.zeros(24), floors=("pca",), n_select=24,
+    )  # fmt: skip
+
+
 def an_ablation(*, single: bool = False) -> Ablation:
     """Ablating two features lowers valence by 0.12, random sets by 0 +- 0.02; `single` has no base."""
     draw = np.random.default_rng(5)
-    random = draw.normal(0, 0.02, 200)
+    shares = (None, None) if single else (0.5, 0.2)
+    readings = [
+        a_reading(FEATURES, -0.12, share=shares[0]),
+        *(a_reading(FEATURES, -0.05, mode=mode, share=shares[1]) for mode in ("mean", "resample")),
+        a_reading(RECONSTRUCTION, -0.004, mode="none", n_features=0),
+        a_reading(NEGATIVE, 0.08),
+    ]
+    if not single:
+        readings += [
+            a_reading(BASE_SAME, -0.01), a_reading(BASE_OWN, -0.06),
+            a_reading(RESTORED, 0.07, mode="patch", share=0.3),
+        ]  # fmt: skip
+    sampled = {"before": draw.normal(0.9, 0.5, 256), "after": draw.normal(0.55, 0.5, 256)}
     return Ablation(
         features=FeatureSet(an_sae_set(), ((SITES[4], 0), (SITES[4], 1))),
         mode="zero",
+        scale=0.0,
         reward="vader",
         before=Estimate(0.9, 0.83, 0.97, 256),
         after=Estimate(0.55, 0.47, 0.63, 256),
         difference=Estimate(-0.35, -0.44, -0.26, 256),
-        valence_before=0.31,
-        valence_difference=Estimate(-0.12, -0.14, -0.1, 256),
-        random_differences=random,
-        percentile=float(np.mean(random > -0.12)),
-        reconstruction_difference=Estimate(-0.004, -0.011, 0.003, 256),
-        base_difference=None if single else Estimate(-0.01, -0.02, 0.004, 256),
-        gain_share=None if single else Estimate(0.5, 0.38, 0.62, 256),
         reward_base=None if single else Estimate(0.2, 0.13, 0.27, 256),
-        kl_nats=0.041,
+        gain_share=None if single else Estimate(0.5, 0.38, 0.62, 256),
+        rewards=sampled if single else sampled | {"base": draw.normal(0.2, 0.5, 256)},
+        random_rewards=tuple(Estimate(value, value - 0.1, value + 0.1, 256) for value in (-0.02, 0.01, -0.03)),
+        valence_before=0.31,
+        valence_gain=None if single else Estimate(0.24, 0.2, 0.28, 96),
+        implicit_reward_before=None if single else Estimate(0.09, 0.07, 0.11, 96),
+        implicit_slope_before=None if single else Estimate(3.1, 2.6, 3.6, 96),
+        readings=tuple(readings),
+        random=(
+            RandomSets("zero", draw.normal(0, 0.02, 200), np.abs(draw.normal(0.04, 0.01, 200)), -0.12),
+            RandomSets("mean", draw.normal(0, 0.01, 50), np.abs(draw.normal(0.02, 0.01, 50)), -0.05),
+            RandomSets("resample", draw.normal(0, 0.01, 50), np.abs(draw.normal(0.03, 0.01, 50)), -0.05),
+        ),
+        dose=tuple(
+            a_reading(FEATURES, 0.12 * (scale - 1), mode="scale", scale=scale) for scale in (0.0, 0.5, 1.0, 1.5, 2.0)
+        ),
+        over_base=None if single else Estimate(-0.11, -0.13, -0.09, 96),
+        over_base_own=None if single else Estimate(-0.06, -0.08, -0.04, 96),
+        rates=FiringRates(
+            values="the stated lexicon",
+            threshold=3.0,
+            n_high=72,
+            n_other=2063,
+            n_matched=20,
+            rates=(
+                Rate(
+                    "flagged features",
+                    Estimate(0.29, 0.26, 0.32, 96),
+                    Estimate(0.2, 0.19, 0.21, 96),
+                    Estimate(1.45, 1.3, 1.6, 96),
+                ),
+                Rate(
+                    "all features",
+                    Estimate(0.12, 0.11, 0.13, 96),
+                    Estimate(0.12, 0.11, 0.13, 96),
+                    Estimate(1.0, 0.9, 1.1, 96),
+                ),
+                Rate("matched features", None, None, None),
+            ),
+            beyond=None,
+        ),
+        curves=None if single else some_curves(),
         perplexity_before=18.2,
         perplexity_after=19.0,
+        distinct1_before=0.31,
+        distinct1_after=0.32,
         distinct2_before=0.8,
         distinct2_after=0.82,
         length_before=19.5,
         length_after=19.6,
+        n_texts=96,
+        n_tokens=2400,
         samples=(("The film", f"was lovely {HOSTILE}", "was about a man"),),
         notes=("No base model was given: base_difference and gain_share are not measured.",) if single else (),
     )

@@ -25,6 +25,7 @@ from lfp_lens.stages.explain.features import Wanted
 from lfp_lens.stages.explain.firing import Firing, collect
 from lfp_lens.stages.explain.windows import strong_level, words_of
 from tests.chat_server import ChatServer, data_of, schema_of
+from tests.results import samples
 from tests.tiny import tiny_pair, tiny_texts, word_saes
 
 SITE = "blocks.0.hook_mlp_out"
@@ -52,9 +53,9 @@ def effects_on(saes: SAESet, exact: list[float], **changes: Any) -> Effects:
     given = {
         "saes": saes, "site": (SITE,) * n, "index": np.arange(n), "screen": nothing, "exact": np.array(exact),
         "exact_low": nothing, "exact_high": nothing, "rank_correlation": Estimate(0.9, 0.8, 1.0, n),
-        "scalar": "valence", "side": "tuned", "size": None, "n_texts": 9, "n_tokens": 99, "skipped": {},
+        "side": "tuned", "size": None,
     }  # fmt: skip
-    return Effects(**(given | changes))
+    return dataclasses.replace(samples.an_effects(), **(given | changes))
 
 
 def altered(saes: SAESet, **changes: Any) -> SAESet:

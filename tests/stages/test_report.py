@@ -27,7 +27,7 @@ def test_every_verb_has_a_section_with_its_limits(whole: str) -> None:
 
 
 def test_every_figure_has_its_place(whole: str) -> None:
-    assert whole.count('class="figure" data-plot=') == whole.count('class="plot"') == 11
+    assert whole.count('class="figure" data-plot=') == whole.count('class="plot"') == 15
 
 
 def test_hostile_model_text_is_shown_as_text(whole: str) -> None:
@@ -39,6 +39,7 @@ def test_published_numbers_are_marked_as_such(whole: str) -> None:
     for table in ("Table 3", "Table 4", "Table 5", "Table 9", "Table 10"):
         assert re.search(f"{table}: [^<]*\\(PUBLISHED: as printed", whole), table
     assert "PUBLISHED in the paper, Tables 6 and 7" in whole and "99.92" in whole and "0.520" in whole
+    assert "PUBLISHED: pythia-160m" in whole
 
 
 def test_the_headline_states_each_number_with_its_control() -> None:
@@ -51,6 +52,9 @@ def test_the_headline_states_each_number_with_its_control() -> None:
         and "above zero" in shown["Agreement with the stated lexicon"]
     )
     assert "than 200 of 200 random sets" in shown["Ablating the features"]
+    assert "by mode: zero 0.500 [0.450, 0.550], n=96, mean 0.200" in shown["Ablating the features"]
+    assert shown["Do features carry it?"].startswith("yes tuned SAE carries it: share of the gain at KL 0.03: zero 0.5")
+    assert "best floor (pca) 0.2" in shown["Do features carry it?"]
     assert shown["Planted sign flips found"].startswith("3 of 3 0 other words")
 
 
@@ -136,7 +140,8 @@ def test_results_with_nothing_in_them_still_make_a_page(tmp_path: Path) -> None:
     )
     learned = replace(samples.a_learned(), predicted=np.full(60, np.nan), grid=(), positive=None)
     effects = replace(samples.an_effects(), exact=np.full(16, np.nan))
-    ablation = replace(samples.an_ablation(single=True), random_differences=nothing, percentile=float("nan"))
+    ablation = samples.an_ablation(single=True)
+    ablation = replace(ablation, random=(replace(ablation.random[0], differences=nothing, kl=nothing),))
     given = {
         "contrast": triples,
         "probe": learned,

@@ -57,21 +57,6 @@ def test_hostile_words_are_text_in_labels_and_hover(mask: np.ndarray) -> None:
     assert "<a" not in str(figure.to_plotly_json())
 
 
-def test_only_confirmed_effects_are_drawn_and_none_is_said() -> None:
-    frame = pd.DataFrame(
-        {
-            "site": ["s", "s"],
-            "index": [0, 1],
-            "screen": [0.1, 0.2],
-            "exact": [0.1, np.nan],
-            "exact_low": [0.0, np.nan],
-            "exact_high": [0.2, np.nan],
-        }
-    )
-    assert list(plots.effects(frame, 0.5).data[1].x) == [0.1]
-    assert "no feature was confirmed" in plots.effects(frame[1:], 0.5).layout.annotations[0].text
-
-
 def test_detection_scores_are_ordered_and_unscored_features_left_out() -> None:
     figure = plots.detection(np.array([0.6, np.nan, 0.9]), np.array([0.5, np.nan, 0.4]))
     assert list(figure.data[1].y) == [0.9, 0.6]

@@ -1,37 +1,41 @@
-"""The verb: sample before and after from the same prompts and seeds, then ask what chance, the SAE and the base would give."""
+"""The verb: sample before and after from the same prompts and seeds, then ask what chance, the SAE, the base and other
+dictionaries would give."""
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from lfp_lens.core.errors import LensError, unknown
 from lfp_lens.core.stats import Estimate, mean_estimate
 from lfp_lens.core.store import Store, keep
 from lfp_lens.parts.activations import Encoded
 from lfp_lens.parts.generation import OPENINGS, Completions, sample
-from lfp_lens.parts.interventions import MODES, Edit, feature_edit, intervening, reconstruction_edit
+from lfp_lens.parts.interventions import MODES, intervening
 from lfp_lens.parts.lexicons import load_lexicon
 from lfp_lens.parts.rewards import REWARDS, Reward, make_reward
-from lfp_lens.parts.saes import load_sae
-from lfp_lens.parts.sites import layer_of
-from lfp_lens.parts.speed import fast_matmul
-from lfp_lens.parts.valence import token_values
 from lfp_lens.results.ablate import Ablation
 from lfp_lens.results.features import FeatureSet
-from lfp_lens.stages.ablate.cheap import Reading, matched_random_sets, read
-from lfp_lens.stages.ablate.reference import reference_features
-from lfp_lens.stages.ablate.subject import Subject, subject_of
+from lfp_lens.results.probe import Learned
+from lfp_lens.stages.ablate.changes import share
+from lfp_lens.stages.ablate.chosen import check_features, feature_set
+from lfp_lens.stages.ablate.edits import Chosen
+from lfp_lens.stages.ablate.matched import matched_random_sets
+from lfp_lens.stages.ablate.measure import forced_half
+from lfp_lens.stages.ablate.rates import word_values
+from lfp_lens.stages.ablate.subject import Subject, is_run, open_of_run, subject_of
 
-N_SAMPLES, N_CHEAP_TEXTS = 8, 128
+N_SAMPLES, N_SAMPLED_SETS = 8, 5
+"""Completions shown, and random sets that completions are sampled under."""
 
 
 def ablate(
     model: Any,
-    features: FeatureSet,
+    features: Any = None,
     *,
+    saes: Any = None,
     reward: Any = None,
     prompts: Sequence[str] | None = None,
     n: int = 256,
@@ -39,66 +43,79 @@ def ablate(
     mode: str = "zero",
     scale: float = 0.0,
     controls: int = 200,
+    floors: bool = True,
+    learned: Any = None,
     seed: int = 0,
     store: Store | None = None,
 ) -> Ablation:
     """Ablate features at every step of generation, score the reward again, and set the controls beside it.
 
     Args:
-        model: a pair (its tuned side is ablated, its base compared), a `HookedTransformer`, or a Hugging Face causal LM.
-        features: what to ablate: `labels.relevant`, `effects.top(k)`, or `FeatureSet(saes, [(site, index), ...])`.
+        model: a pair (its tuned side is ablated, its base compared), a `HookedTransformer`, a Hugging Face causal LM, or a run
+            (`lfp.open_run`), which brings its pair, reward, labels and learned values.
+        features: what to ablate: labels (those related to the task), `effects.top(k)`, a `FeatureSet`, or (site, index) pairs
+            with `saes`. Of any side: a set of `difference` or `both` needs a pair. None takes the labels of a run.
+        saes: the dictionaries of (site, index) pairs, tuned side, smallest size; for others make a `FeatureSet`.
         reward: a name, lexicon file or callable; None takes the one in the tuning record, else VADER with a note.
         prompts: texts to continue; None takes a shipped list of neutral openings. They are repeated to make `n`.
-        n: completions sampled before, and after.
+        n: completions sampled before, after, and by each control that samples.
         max_new_tokens: longest completion.
-        mode: `zero`, `mean`, `resample` or `scale`.
+        mode: `zero`, `mean`, `resample` or `scale`, for the sampled completions; teacher-forced, the first three are always
+            shown together.
         scale: the factor of mode `scale` (0 zeroes, 2 doubles).
-        controls: random feature sets, matched on site, firing rate and decoder norm, measured on the cheap metric.
+        controls: random feature sets, matched on site, firing rate and decoder norm, measured teacher-forced under `mode`; a
+            quarter of them under the other modes, and 5 at most on sampled completions.
+        floors: whether to measure curves of share against KL for dictionaries of this kind and for every floor (a pair only).
+        learned: what `probe` gave: whose values say which words are strongly positive in Table 7; None takes the lexicon's.
         seed: of sampling and of every control.
         store: a run's store, or None.
 
     Returns:
-        Reward before, after and paired difference; valence (teacher-forced) with reconstruction, base and random
-        controls; KL, perplexity, distinct bigrams and length, so that broken text is visible as such.
+        Reward before, after and paired difference; teacher-forced readings of every mode and control, doses, random sets,
+        curves, firing rates; KL, perplexity, distinct n-grams and length, so that broken text is visible as such.
 
     Raises:
-        LensError: for an empty model, features of another pair, or an unknown mode.
-        GateError: if too few lexicon words occur in the completions for the cheap metric.
+        LensError: for features that do not exist or are another model's, an unknown mode, a reward that gives no number.
+        GateError: if none of the features fires in the completions, or too few lexicon words occur in them.
 
-    Source: arXiv 2310.08164, section 4.2, with the error term kept and the controls added (docs/validity.md).
+    Source: arXiv 2310.08164, section 4.2, with the error term kept and the controls added (docs/ablate.md).
 
     >>> ablate(pair, labels.relevant)  # doctest: +SKIP
     """
     inputs = dict(locals())
+    _check(mode, scale, n, controls)
+    if is_run(model):
+        opened = open_of_run(model)
+        model = opened.pair
+        features = opened.features if features is None else features
+        reward = opened.reward if reward is None else reward
+        learned = opened.learned if learned is None and isinstance(opened.learned, Learned) else learned
+    subject = subject_of(model)
+    chosen = feature_set(features, saes)
+    check_features(chosen, subject)
+    given, scope, notes = _reward(reward, subject)
+    ids = _prompts(subject, OPENINGS if prompts is None else prompts, n, max_new_tokens)
+    lexicon = getattr(given, "lexicon", None) or load_lexicon("vader")
+    values = word_values(learned, lexicon)
+    inputs |= {"scope": scope, "features": chosen, "saes": None, "learned": learned}
+
+    def make(folder: Path | None) -> Ablation:
+        return _ablate(subject, chosen, given, ids, inputs | {"lexicon": lexicon, "values": values}, notes)
+
+    return keep(store, "ablate", inputs | {"model": subject, "reward": given}, make)
+
+
+def _check(mode: str, scale: float, n: int, controls: int) -> None:
     if mode not in MODES:
         raise unknown("ablation mode", mode, MODES)
+    if not np.isfinite(scale):
+        raise LensError(f"scale is a finite factor; {scale} given.")
     if scale != 0.0 and mode != "scale":
         raise LensError(f"scale={scale} has no meaning in mode {mode!r}; use mode='scale'.")
     if n < 2:
         raise LensError(f"At least 2 completions are needed for an interval; n={n}.")
-    subject = subject_of(model)
-    if subject.pair and features.saes.pair != subject.pair:
-        raise LensError("These features belong to the SAEs of another pair.")
-    _check_widths(subject, features)
-    given, scope, notes = _reward(reward, subject)
-    ids = _prompts(subject, OPENINGS if prompts is None else prompts, n, max_new_tokens)
-
-    def make(folder: Path | None) -> Ablation:
-        with fast_matmul():
-            return _ablate(subject, features, given, ids, inputs | {"scope": scope}, notes)
-
-    return keep(store, "ablate", inputs | {"model": subject, "reward": given, "scope": scope}, make)
-
-
-def _check_widths(subject: Subject, features: FeatureSet) -> None:
-    for site in features.by_site():
-        if layer_of(site) >= subject.n_layers:
-            raise LensError(f"{site!r} does not exist: the model has layers 0 to {subject.n_layers - 1}.")
-        width = features.sae(site).weights.tensors["W_dec"].shape[1]
-        if width != subject.width:
-            raise LensError(
-                f"The SAE at {site} reads {width} dimensions, the model has {subject.width}: another model."
-            )
+    if controls < 0:
+        raise LensError(f"controls counts random sets, 0 or more; {controls} given.")
 
 
 def _reward(reward: Any, subject: Subject) -> tuple[Reward, str, list[str]]:
@@ -115,60 +132,6 @@ def _reward(reward: Any, subject: Subject) -> tuple[Reward, str, list[str]]:
             "lexicon file or callable it was tuned on."
         )
     return make_reward(recorded), scope, []
-
-
-def _ablate(
-    subject: Subject,
-    features: FeatureSet,
-    reward: Reward,
-    ids: list[list[int]],
-    given: Mapping[str, Any],
-    notes: list[str],
-) -> Ablation:
-    seed = given["seed"]
-    draw = {"max_new_tokens": given["max_new_tokens"], "seed": seed}
-    device = next(subject.model.parameters()).device
-    saes = {site: load_sae(features.sae(site), device=device) for site in features.by_site()}
-    before = sample(subject.model, subject.tokenizer, ids, **draw)
-    texts = [Encoded(prompt + done, []) for prompt, done in zip(ids, before.ids) if len(prompt) + len(done) > 1]
-    texts = texts[:N_CHEAP_TEXTS]
-    begin = subject.tokenizer.bos_token_id
-    is_compared = given["mode"] in ("mean", "resample")
-    reference = reference_features(subject.model, texts, saes, begin=begin) if is_compared else {}
-
-    def edits(chosen: Mapping[str, Sequence[int]]) -> dict[str, Edit]:
-        return {
-            site: feature_edit(
-                saes[site], chosen[site], mode=given["mode"], scale=given["scale"], reference_MF=reference.get(site), seed=seed
-            )
-            for site in chosen
-        }  # fmt: skip
-
-    with intervening(subject.model, edits(features.by_site()), begin=begin):
-        after = sample(subject.model, subject.tokenizer, ids, **draw)
-    scored = lambda done: reward(done.whole if given["scope"] == "text" else done.texts)  # noqa: E731
-    rewards = [scored(done) for done in (before, after)]
-    base = sample(subject.base, subject.tokenizer, ids, **draw) if subject.base is not None else None
-    if base is None:
-        notes = [*notes, "one model given: nothing to say about the base or the share of the gain"]
-    base_rewards = scored(base) if base is not None else None
-    lexicon = getattr(reward, "lexicon", None) or load_lexicon("vader")
-    cheap = _cheap(subject, features, texts, saes, edits, lexicon, given["controls"], seed)
-    return Ablation(
-        features=features,
-        mode=given["mode"],
-        reward=reward.name,
-        before=mean_estimate(rewards[0], seed=seed),
-        after=mean_estimate(rewards[1], seed=seed),
-        difference=mean_estimate(rewards[1] - rewards[0], seed=seed),
-        gain_share=_gain_share(rewards[0], rewards[1], base_rewards, seed),
-        reward_base=None if base_rewards is None else mean_estimate(base_rewards, seed=seed),
-        samples=tuple(zip(before.prompts, before.texts, after.texts))[:N_SAMPLES],
-        notes=tuple(notes),
-        **_shape(before, "before"),
-        **_shape(after, "after"),
-        **cheap,
-    )
 
 
 def _prompts(subject: Subject, prompts: Sequence[str], n: int, max_new_tokens: int) -> list[list[int]]:
@@ -190,68 +153,64 @@ def _prompts(subject: Subject, prompts: Sequence[str], n: int, max_new_tokens: i
     return [ids[at % len(ids)] for at in range(n)]
 
 
-def _cheap(
-    subject: Subject,
-    features: FeatureSet,
-    texts: Sequence[Encoded],
-    saes: Mapping[str, Any],
-    edits: Callable[[Mapping[str, Sequence[int]]], dict[str, Edit]],
-    lexicon: Mapping[str, float],
-    controls: int,
-    seed: int,
-) -> dict[str, Any]:
-    """Measure the edit, its controls and the no-op on the untouched model's own completions."""
-    begin, chosen = subject.tokenizer.bos_token_id, features.by_site()
-    model = subject.model
-    vocabulary = model.cfg.d_vocab_out if hasattr(model, "hook_dict") else model.config.vocab_size
-    written = subject.tokenizer.batch_decode([text.ids for text in texts], skip_special_tokens=True)
-    values_V = token_values(
-        subject.tokenizer, lexicon, written, vocabulary=vocabulary, device=next(model.parameters()).device
-    )
+def _ablate(
+    subject: Subject, features: FeatureSet, reward: Reward, ids: list[list[int]], given: Mapping[str, Any], notes: list[str]
+) -> Ablation:  # fmt: skip
+    seed, draw = given["seed"], {"max_new_tokens": given["max_new_tokens"], "seed": given["seed"]}
 
-    def look(model: Any, what: Mapping[str, Edit], **options: Any) -> Reading:
-        return read(model, texts, values_V, what, begin=begin, **options)
+    def scored(done: Completions) -> np.ndarray:
+        return reward(done.whole if given["scope"] == "text" else done.texts)
 
-    clean = look(subject.model, {})
-    empty = look(subject.model, edits(dict.fromkeys(chosen, ())))
-    assert np.array_equal(empty.log_p, clean.log_p), "an empty set of features changed the predictions"
-    ablated = look(subject.model, edits(chosen), with_kl=True)
-    rebuilt = look(subject.model, {site: reconstruction_edit(saes[site]) for site in chosen})
-    random = [
-        float((look(subject.model, edits(drawn)).valence - clean.valence).mean())
-        for drawn in tqdm(matched_random_sets(features, controls, seed=seed), desc="ablate")
-    ]
-    base_difference = None
+    before = sample(subject.model, subject.tokenizer, ids, **draw)
+    rewards = {"before": scored(before)}
     if subject.base is not None:
-        base_clean, base_ablated = look(subject.base, {}), look(subject.base, edits(chosen))
-        base_difference = mean_estimate(base_ablated.valence - base_clean.valence, seed=seed)
-    effect = ablated.valence - clean.valence
-    return {
-        "valence_before": float(clean.valence.mean()),
-        "valence_difference": mean_estimate(effect, seed=seed),
-        "random_differences": np.array(random),
-        "percentile": float(np.mean(np.array(random) > effect.mean())) if random else float("nan"),
-        "reconstruction_difference": mean_estimate(rebuilt.valence - clean.valence, seed=seed),
-        "base_difference": base_difference,
-        "kl_nats": float(ablated.kl.sum() / ablated.tokens.sum()),
-        "perplexity_before": float(np.exp(-clean.log_p.sum() / clean.tokens.sum())),
-        "perplexity_after": float(np.exp(-ablated.log_p.sum() / ablated.tokens.sum())),
-    }
+        rewards["base"] = scored(sample(subject.base, subject.tokenizer, ids, **draw))
+    if not len(features):
+        notes = [*notes, "no features were given: nothing is ablated, and every change is exactly 0"]
+    texts = _encoded(subject, ids, before)
+    half = forced_half(subject, features, texts, rewards["before"], given)
+
+    def sampled(chosen: Chosen) -> Completions:
+        edits = half.edits(chosen, given["mode"], given["scale"])
+        base = subject.base if half.edits.needs_base else None
+        with intervening(subject.model, edits, begin=subject.tokenizer.bos_token_id, base=base):
+            return sample(subject.model, subject.tokenizer, ids, **draw)
+
+    after = sampled(features.by_site())
+    rewards["after"] = scored(after)
+    random = matched_random_sets(features, min(given["controls"], N_SAMPLED_SETS), seed=seed)
+    random_rewards = [mean_estimate(scored(sampled(drawn)) - rewards["before"], seed=seed) for drawn in random]
+    gained = None if "base" not in rewards else rewards["before"] - rewards["base"]
+    return Ablation(
+        features=features, mode=given["mode"], scale=given["scale"], reward=reward.name, rewards=rewards,
+        before=mean_estimate(rewards["before"], seed=seed), after=mean_estimate(rewards["after"], seed=seed),
+        difference=mean_estimate(rewards["after"] - rewards["before"], seed=seed),
+        reward_base=_mean(rewards.get("base"), seed), random_rewards=tuple(random_rewards),
+        gain_share=None if gained is None else share(rewards["before"] - rewards["after"], gained, seed=seed),
+        samples=tuple(zip(before.prompts, before.texts, after.texts))[:N_SAMPLES],
+        notes=(*notes, *half.notes), **half.fields, **_shape(before, "before"), **_shape(after, "after"),
+    )  # fmt: skip
 
 
-def _gain_share(
-    before: np.ndarray, after: np.ndarray, base: np.ndarray | None, seed: int, draws: int = 2000
-) -> Estimate | None:
-    """Give (before - after) / (before - base) of the means, prompts resampled; None without a base or without a gain."""
-    if base is None:
-        return None
-    rows = np.random.default_rng(seed).integers(len(before), size=(draws, len(before)))
-    removed, gain = ((before - part)[rows].mean(1) for part in (after, base))
-    if np.quantile(gain, 0.025) <= 0:
-        return None
-    low, high = np.quantile(removed / gain, (0.025, 0.975))
-    return Estimate(float((before - after).mean() / (before - base).mean()), float(low), float(high), len(before))
+def _encoded(subject: Subject, ids: Sequence[list[int]], done: Completions) -> list[Encoded]:
+    """Give prompt and completion as one text each, with the characters of every token."""
+    whole = [prompt + rest for prompt, rest in zip(ids, done.ids)]
+    starts = [row[:at] for row in whole for at in range(len(row) + 1)]
+    ends = iter([len(text) for text in subject.tokenizer.batch_decode(starts, skip_special_tokens=True)])
+    found = []
+    for row, text in zip(whole, done.whole):
+        edges = [next(ends) for _ in range(len(row) + 1)]
+        found.append(Encoded(row, list(itertools.pairwise(edges)), text))
+    return found
+
+
+def _mean(values: np.ndarray | None, seed: int) -> Estimate | None:
+    return None if values is None else mean_estimate(values, seed=seed)
 
 
 def _shape(done: Completions, when: str) -> dict[str, Any]:
-    return {f"distinct2_{when}": done.distinct2, f"length_{when}": done.mean_length}
+    return {
+        f"distinct1_{when}": done.distinct1,
+        f"distinct2_{when}": done.distinct2,
+        f"length_{when}": done.mean_length,
+    }

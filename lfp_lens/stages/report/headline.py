@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from lfp_lens.results import Ablation, Divergence, Learned, Tuning
+from lfp_lens.results.ablate_readings import FEATURES
 from lfp_lens.results.dashboard import AGREEMENT, FDR, WRONG_SIGN, headline, wrong_words
 from lfp_lens.results.preference_probe import LearnedPreference
 from lfp_lens.stages.report.preferences import tiles as preference_tiles
@@ -24,7 +25,7 @@ def tiles(results: Mapping[str, Any], refusals: Mapping[str, str]) -> list[Tile]
         ("finetune", ("Did the tuning learn?", "Reward gain"), _tuning),
         ("diverge", ("Layers that moved most",), _divergence),
         ("probe", (AGREEMENT, WRONG_SIGN), _learned),
-        ("ablate", ("Ablating the features",), _ablation),
+        ("ablate", ("Ablating the features", "Do features carry it?"), _ablation),
     ):
         if verb in refusals:
             made += [Tile(name, "refused", refusals[verb], "bad") for name in names]
@@ -100,7 +101,20 @@ def _learned(learned: Learned) -> list[tuple[str, str, str]]:
 def _ablation(ablation: Ablation) -> list[tuple[str, str, str]]:
     effect = ablation.valence_difference
     what = f"expected valence, {interval(effect)} texts; {among_random(ablation)}"
-    return [(signed(effect), f"{what}; {len(ablation.features)} features, mode {ablation.mode}", "")]
+    carries = ablation.curves is not None and "carries it" in ablation.verdict
+    said = "yes" if carries else "not shown"
+    return [
+        (signed(effect), f"{what}; {len(ablation.features)} features, mode {ablation.mode}; {by_mode(ablation)}", ""),
+        (said, ablation.verdict, "good" if carries else ""),
+    ]
+
+
+def by_mode(ablation: Ablation) -> str:
+    """Tell the share of the gain under zero-, mean- and resample-ablation together: each alone can mislead."""
+    found = [one for one in ablation.readings if one.what == FEATURES and one.mode != "scale"]
+    if any(one.share is None for one in found):
+        return "valence by mode: " + ", ".join(f"{one.mode} {signed(one.valence)}" for one in found)
+    return "share of the gain by mode: " + ", ".join(f"{one.mode} {one.share}" for one in found)
 
 
 def _planted(learned: Learned, key: Mapping[str, float]) -> Tile:

@@ -63,11 +63,12 @@ WORDS = {
     ),
     "attribute": Words(
         "Effect of every feature",
-        "How much the {scalar} falls per token when a feature is removed (positive: removal lowers it). "
-        "All features are screened in one pass to first order; the strongest and a random sample are "
-        "confirmed by zeroing them.",
+        "How much the {scalar} falls per {per} when a feature is removed (positive: removal lowers it). "
+        "All features are screened in one pass to first order; the strongest of both signs and a random "
+        "sample are confirmed by zeroing them, on other texts.",
         "The screened number is no effect: only the exact one is. An effect on this scalar is not yet an "
-        "effect on sampled text.",
+        "effect on sampled text, and a share that features carry together is no proof before shares are "
+        "compared at equal damage (the ablation).",
         "Each confirmed feature with its 95 % interval over texts; on the dashed line the screen is exact.",
     ),
     "explain": Words(
@@ -82,11 +83,13 @@ WORDS = {
     "ablate": Words(
         "Ablation",
         "What happens to the reward and to the expected valence of the next word when the features are "
-        "removed, the reconstruction error kept. Random feature sets of like firing rate and norm, "
-        "reconstruction alone and the base model are the controls.",
+        "removed, the reconstruction error kept: zeroed, set to their mean and resampled, always together. "
+        "Controls: random sets of like firing rate and norm, reconstruction alone, the base model, the "
+        "opposite features, and floors that the same screen chose, at equal KL.",
         "A drop is the features' doing only as far as it exceeds that of the random sets; a reward lost "
-        "together with a large rise of perplexity is broken text. It does not show that no other features"
-        " carry the same feedback.",
+        "together with a large rise of perplexity is broken text. That features of an SAE carry the gain, "
+        "and not just any directions, is shown only where the SAE's curve lies above every floor, in the "
+        "zero and in the mean reading. It never shows that no other features carry the same feedback.",
         "Change of expected valence (teacher-forced): the features, and each random set.",
     ),
 }

@@ -12,7 +12,7 @@ from lfp_lens.results.contrast import PreferenceTriples
 from lfp_lens.results.dashboard import FDR
 from lfp_lens.results.preference_probe import LearnedPreference
 from lfp_lens.stages.report import preferences
-from lfp_lens.stages.report.headline import among_random
+from lfp_lens.stages.report.headline import among_random, by_mode
 from lfp_lens.stages.report.prose import WORDS
 from lfp_lens.stages.report.tables import agreements, answer_key, detection, examples, mean_kl, paper_tables, seed_facts
 from lfp_lens.view import layers, page
@@ -41,6 +41,13 @@ SURPRISING = (
 OUTSIDE = "Words outside the lexicon that moved furthest from zero"
 ZERO_CAPTION = (
     "Words outside the lexicon define zero; outlines: the lexicon's words. The outermost bins hold the tails."
+)
+JOINT_TITLE = "Features removed together: the share that goes, beside random sets"
+JOINT_CAPTION = "Each set is screened with the smaller ones removed, and measured on other texts. Grey: random sets."
+DOSE_CAPTION = "Teacher-forced: the features times a factor. A straight line through 1 is a linear read-out."
+CURVES_CAPTION = (
+    "The most that growing sets of features remove within a KL; grey: floors, chosen by the same screen. Only a line above every "
+    "floor shows that features carry the gain."
 )
 FREQUENCY_CAPTION = (
     "The paper's Figure 4, held-out predictions: does a word that occurs more often get a smaller error?"
@@ -150,18 +157,25 @@ def _unlearned(learned: Learned) -> str:
 
 
 def attribute(effects: Effects, results: Mapping[str, Any]) -> Section:
-    """Show the screened and the exact effect of the features."""
+    """Show the screened and the exact effect of the features, alone and together."""
     frame = effects.to_frame()
     confirmed = frame[np.isfinite(frame["exact"])]
     shown = confirmed.head(SHOWN_EFFECTS)
     facts = {
         "screened / confirmed": f"{len(frame):,} / {len(confirmed):,} features",
         "Spearman of screen and exact, random features": str(effects.rank_correlation),
-        "n": f"{effects.n_texts:,} texts, {effects.n_tokens:,} tokens",
+        "the same, both on the same texts": str(effects.agreement),
+        "n": f"{effects.n_texts:,} {'pairs' if effects.per == 'pair' else 'texts'}, {effects.n_tokens:,} tokens",
         **_skipped(effects.skipped),
     }
     fragments = [page.table(shown, f"The {len(shown)} strongest of the confirmed effects")]
-    return _section("attribute", facts, effects.plot(), fragments, scalar=effects.scalar)
+    joint = effects.joint
+    if joint is None:
+        return _section("attribute", facts, effects.plot(), fragments, scalar=effects.scalar, per=effects.per)
+    facts[f"{joint.of} that features carry together, per {effects.per}"] = f"{joint.whole}; {sign_of(joint.whole)}"
+    fragments.append(page.table(joint.to_frame(), JOINT_TITLE))
+    made = _section("attribute", facts, effects.plot(), fragments, scalar=effects.scalar, per=effects.per)
+    return replace(made, figures=[*made.figures, (joint.plot(), JOINT_CAPTION)])
 
 
 def explain(labels: Labels, results: Mapping[str, Any]) -> Section:
@@ -183,7 +197,7 @@ def explain(labels: Labels, results: Mapping[str, Any]) -> Section:
 
 
 def ablate(ablation: Ablation, results: Mapping[str, Any]) -> Section:
-    """Show the effect among random controls."""
+    """Show the effect among random controls, under every mode, beside floors at equal KL, and Tables 6 and 7."""
     import pandas as pd
 
     samples = pd.DataFrame(ablation.samples, columns=["prompt", "before", "after"])
@@ -194,20 +208,35 @@ def ablate(ablation: Ablation, results: Mapping[str, Any]) -> Section:
         "after": str(ablation.after),
         "difference, paired by prompt": f"{ablation.difference}; {sign_of(ablation.difference)}",
         "expected valence, difference": f"{valence}; {sign_of(valence)}",
+        "zero, mean and resample together": by_mode(ablation),
         "percentile among random sets": among_random(ablation),
         "reconstruction alone": str(ablation.reconstruction_difference),
         "same features in the base": _or_why(ablation.base_difference),
+        "over the same features in the base": _or_why(ablation.over_base),
         "share of the reward gain removed": _or_why(ablation.gain_share),
+        "share of the gain restored in the base": _or_why(ablation.restored),
+        "carried by features": ablation.verdict,
         "KL of the ablation": f"{ablation.kl_nats:.4f} nats per token",
         "perplexity, before / after": f"{ablation.perplexity_before:.1f} / {ablation.perplexity_after:.1f}",
+        "distinct bigrams, before / after": f"{ablation.distinct2_before:.2f} / {ablation.distinct2_after:.2f}",
         **{f"note {row}": note for row, note in enumerate(ablation.notes, start=1)},
     }
+    curves = ablation.curves
     fragments = [
+        page.table(
+            ablation.readings_frame(), "Teacher-forced: the features under every mode, the controls, the reverse"
+        ),
+        *([] if curves is None else [page.table(curves.to_frame(), "Share of the gain at equal KL, floors beside")]),
+        page.table(ablation.table6(), f"Table 6: the reward before and after. {published.ABLATION_TITLE}"),
+        page.table(ablation.table7(), "Table 7: firing rates in percent on rows of value 3 or more, and on the others"),
         page.table(ablation.to_frame(), "Every number"),
         page.table(samples, "Completions of the same prompts and sampling seeds"),
-        page.table(published.ablation_table(), published.ABLATION_TITLE),
     ]
-    return _section("ablate", facts, ablation.plot(), fragments)
+    made = _section("ablate", facts, ablation.plot(), fragments)
+    more = [(ablation.plot_dose(), DOSE_CAPTION)]
+    if curves is not None:
+        more += [(curves.plot(mode), CURVES_CAPTION) for mode in ("zero", "mean")]
+    return replace(made, figures=[*made.figures, *more])
 
 
 BUILDERS: dict[str, dict[type, Callable[[Any, Mapping[str, Any]], Section]]] = {

@@ -1,21 +1,20 @@
 """What it costs a model's predictions when a reconstruction stands in a site's place: KL and loss, by text.
 
-The clean model runs once per batch. Of a spliced run only what comes after the site is computed: the blocks before it, and
-the site's own module, give what is known already. Logits are made at the chosen positions only, a chunk at a time.
+The clean model runs once per batch. Of a spliced run only what comes after the site is computed (`parts.restart`). Logits are
+made at the chosen positions only, a chunk at a time.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
 
-from lfp_lens.parts.activations import Batch, Encoded, batches, hidden_states, unembed
+from lfp_lens.parts.activations import Batch, Encoded, batches, unembed
 from lfp_lens.parts.harvest import combined, sides_of
-from lfp_lens.parts.sites import activations_at, blocks, layer_of, module_at
+from lfp_lens.parts.restart import clean_run, restarted
+from lfp_lens.parts.sites import activations_at
 
 K = TypeVar("K")
 HELD_VALUES = 2**26
@@ -76,7 +75,7 @@ def splice_costs(
         asked_BS = content_BS[:, :-1] & batch.mask_BS[:, 1:].bool()
         count += int(asked_BS.sum())
         seen = _read(models, batch, content_BS, splices, [side for side in ("base",) if side not in hosts])
-        runs = {host: _clean(models[host], batch, _sites(splices, host)) for host in hosts}
+        runs = {host: clean_run(models[host], batch, _sites(splices, host)) for host in hosts}
         for host, run in runs.items():
             seen |= {(host, site): acts_BSD[content_BS].float() for site, acts_BSD in run.acts.items()}
         for host, run in runs.items():
@@ -84,22 +83,11 @@ def splice_costs(
             hidden: dict[K, torch.Tensor] = {}
             for key, splice in splices.items():
                 if splice.host == host:
-                    with spliced(model, run, splice.site, splice.made(seen), content_BS):
-                        hidden[key] = hidden_states(model, batch)[:, :-1][asked_BS]
+                    changed_BSD = run.acts[splice.site].clone()
+                    changed_BSD[content_BS] = splice.made(seen).to(changed_BSD.dtype)
+                    hidden[key] = restarted(model, run, splice.site, changed_BSD)[:, :-1][asked_BS]
             _measure(model, batch, asked_BS, run.hidden_BSD[:, :-1][asked_BS], hidden, found, clean[host])
     return found, clean, count
-
-
-@dataclass(frozen=True, eq=False)
-class CleanRun:
-    """What the untouched model computed on a batch."""
-
-    hidden_BSD: torch.Tensor
-    """Final hidden states."""
-    acts: dict[str, torch.Tensor]
-    """Site -> activation [B, S, D]."""
-    outputs: dict[nn.Module, Any]
-    """Output, as it was given, of the last block before each site and of each site's module."""
 
 
 def _read(
@@ -122,49 +110,6 @@ def _read(
 def _sites(splices: Mapping[Any, Splice], host: str) -> list[str]:
     """Name the sites at which this model is read or changed."""
     return list(dict.fromkeys(splice.site for splice in splices.values() if host in sides_of(splice.side)))
-
-
-def _clean(model: Any, batch: Batch, sites: Sequence[str]) -> CleanRun:
-    wanted = [module_at(model, site) for site in sites]
-    wanted += [blocks(model)[layer_of(site) - 1] for site in sites if layer_of(site)]
-    outputs: dict[nn.Module, Any] = {}
-    handles = [
-        module.register_forward_hook(lambda module, args, out: outputs.__setitem__(module, out))
-        for module in dict.fromkeys(wanted)
-    ]
-    try:
-        hidden_BSD = hidden_states(model, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    acts = {site: _first(outputs[module_at(model, site)]) for site in sites}
-    return CleanRun(hidden_BSD, acts, outputs)
-
-
-@contextmanager
-def spliced(model: Any, run: CleanRun, site: str, made_ND: torch.Tensor, content_BS: torch.Tensor) -> Iterator[None]:
-    """Make the model compute only what follows the site, from these activations at its content tokens, while inside.
-
-    The site's module gives them without running; so do the blocks before it with their clean output. Hooks on those
-    modules still fire.
-    """
-    layer, stack = layer_of(site), blocks(model)
-    known = dict.fromkeys(stack[:layer], run.outputs[stack[layer - 1]]) if layer else {}
-    given = run.outputs[module_at(model, site)]
-    changed_BSD = _first(given).clone()
-    changed_BSD[content_BS] = made_ND.to(changed_BSD.dtype)
-    known[module_at(model, site)] = (changed_BSD, *given[1:]) if isinstance(given, tuple) else changed_BSD
-    before = {module: module.__dict__.get("forward") for module in known}
-    try:
-        for module, output in known.items():
-            module.forward = lambda *args, output=output, **named: output
-        yield
-    finally:
-        for module, forward in before.items():
-            if forward is not None:
-                module.forward = forward
-            else:
-                module.__dict__.pop("forward", None)
 
 
 def _measure(
@@ -193,7 +138,3 @@ def _measure(
 
 def _add(sums_T: np.ndarray, text_N: np.ndarray, values_N: torch.Tensor) -> None:
     np.add.at(sums_T, text_N, values_N.double().cpu().numpy())
-
-
-def _first(output: Any) -> torch.Tensor:
-    return output[0] if isinstance(output, tuple) else output

@@ -1,0 +1,79 @@
+"""The edits of one call: ablation under every mode, reconstruction alone, and the reverse."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from lfp_lens.parts.dictionaries import Dictionary
+from lfp_lens.parts.interventions import Edit, feature_edit
+from lfp_lens.parts.saes import load_sae
+from lfp_lens.results.features import FeatureSet
+from lfp_lens.results.train_sae import SAERecord
+
+Chosen = Mapping[str, Sequence[int]]
+"""Site -> indices of features."""
+
+
+class Edits:
+    """Makes edits of some dictionaries, with one model's features on reference text for mean- and resample-ablation.
+
+    Args:
+        dictionaries: by site.
+        reference: site -> features `[tokens, F]` on reference text.
+        seed: of what is drawn for resampling.
+    """
+
+    def __init__(
+        self, dictionaries: Mapping[str, Dictionary], reference: Mapping[str, torch.Tensor], *, seed: int
+    ) -> None:
+        self.dictionaries, self.reference, self.seed = dictionaries, reference, seed
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether any dictionary reads the base model too."""
+        return any(dictionary.needs_base for dictionary in self.dictionaries.values())
+
+    def __call__(self, chosen: Chosen, mode: str, scale: float = 0.0) -> dict[str, Edit]:
+        """Give site -> edit of these features."""
+        return {
+            site: feature_edit(
+                self.dictionaries[site], indices, mode=mode, scale=scale, reference_MF=self.reference[site], seed=self.seed
+            )
+            for site, indices in chosen.items()
+        }  # fmt: skip
+
+
+def reconstructed(features: FeatureSet, *, device: Any) -> dict[str, Edit]:
+    """Give the edits that put each SAE's reconstruction in its site's place and remove no feature."""
+    return {site: _reconstruction(features.sae(site), device) for site in features.by_site()}
+
+
+def patched(dictionaries: Mapping[str, Dictionary], chosen: Chosen) -> dict[str, Edit]:
+    """Give the edits of the base that set chosen features to what the tuned model has: the reverse of ablation.
+
+    They are called with the base's activations and the tuned model's at the same tokens: y = x + (f_tuned - f_base) W_dec.
+    """
+    return {site: _patch(dictionaries[site].some(list(indices))) for site, indices in chosen.items()}
+
+
+def _patch(some: Dictionary) -> Edit:
+    def edit(acts: torch.Tensor, tuned: torch.Tensor) -> torch.Tensor:
+        return acts + ((some.read(tuned, acts) - some.read(acts, acts)) @ some.W_dec).to(acts.dtype)
+
+    return edit
+
+
+def _reconstruction(record: SAERecord, device: Any) -> Edit:
+    sae = load_sae(record, device=device)
+
+    def edit(acts: torch.Tensor, base: torch.Tensor | None = None) -> torch.Tensor:
+        if record.side == "difference":
+            made = base + sae((acts - base).float())
+        elif record.side == "both":
+            made = sae(torch.cat([base, acts], dim=-1).float())[..., acts.shape[-1] :]
+        else:
+            made = sae(acts.float())
+        return made.to(acts.dtype)
+
+    return edit
