@@ -73,36 +73,33 @@ def as_dictionary(record: SAERecord, *, device: torch.device | str = "cpu") -> D
             f"The SAE at {record.site} scales its output token by token (normalize_activations {scaled!r}), so a feature has no "
             "direction of its own: give an SAE whose scale is folded into its weights."
         )
-    join = _joined(record.side)
+    side = record.side
     W_dec = sae.W_dec.detach()
     if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):
         W_dec = W_dec / W_dec.norm(dim=-1, keepdim=True)
-    if record.side == "both":
+    if side == "both":
         W_dec = W_dec[:, W_dec.shape[1] // 2 :]
 
     def read(acts: torch.Tensor, base: torch.Tensor | None) -> torch.Tensor:
-        return sae.encode(join(acts, base).float())
+        return sae.encode(joined(side, acts, base).float())
 
-    few = _few(sae, join) if sae.cfg.architecture() in ONE_BY_ONE else None
-    return Dictionary(record.site, read, W_dec.float(), record.side, few)
-
-
-def _joined(side: str) -> Read:
-    """Give what a dictionary of this side reads, from the activations of the model and of the base."""
-
-    def joined(acts: torch.Tensor, base: torch.Tensor | None) -> torch.Tensor:
-        if side not in ("difference", "both"):
-            return acts
-        if base is None:
-            raise LensError(
-                f"A dictionary of {side!r} reads both models at the same tokens: give a pair, not one model."
-            )
-        return acts - base if side == "difference" else torch.cat([base, acts], dim=-1)
-
-    return joined
+    few = _few(sae, side) if sae.cfg.architecture() in ONE_BY_ONE else None
+    return Dictionary(record.site, read, W_dec.float(), side, few)
 
 
-def _few(sae: Any, join: Read) -> Callable[[torch.Tensor], Read]:
+def joined(side: str, acts: torch.Tensor, base: torch.Tensor | None) -> torch.Tensor:
+    """Give what a dictionary of this side reads, from the activations of the model and of the base at the same tokens.
+
+    Raises `LensError` where the base is needed and missing.
+    """
+    if side not in ("difference", "both"):
+        return acts
+    if base is None:
+        raise LensError(f"A dictionary of {side!r} reads both models at the same tokens: give a pair, not one model.")
+    return acts - base if side == "difference" else torch.cat([base, acts], dim=-1)
+
+
+def _few(sae: Any, side: str) -> Callable[[torch.Tensor], Read]:
     """Give the reader of some features of an SAE whose features do not depend on one another."""
     shift = sae.b_dec if sae.cfg.apply_b_dec_to_input else None
 
@@ -113,7 +110,7 @@ def _few(sae: Any, join: Read) -> Callable[[torch.Tensor], Read]:
         threshold = sae.threshold[chosen] if hasattr(sae, "threshold") else None
 
         def read(acts: torch.Tensor, base: torch.Tensor | None) -> torch.Tensor:
-            before = join(acts, base).to(W_enc.dtype) @ W_enc + b_enc
+            before = joined(side, acts, base).to(W_enc.dtype) @ W_enc + b_enc
             features = before.relu()
             return features if threshold is None else features * (before > threshold)
 

@@ -12,8 +12,10 @@ import torch
 
 from lfp_lens.core.errors import LensError, unknown
 from lfp_lens.parts.companion import companion
-from lfp_lens.parts.dictionaries import Dictionary
+from lfp_lens.parts.dictionaries import Dictionary, joined
+from lfp_lens.parts.saes import load_sae
 from lfp_lens.parts.sites import editing
+from lfp_lens.results.train_sae import SAERecord
 
 MODES = ("zero", "mean", "resample", "scale")
 Edit = Callable[..., torch.Tensor]
@@ -68,9 +70,22 @@ def feature_edit(
     return edit
 
 
-def reconstruction_edit(sae: Any) -> Edit:
-    """Give the edit that puts the SAE's reconstruction in the site's place: what the error term alone is worth."""
-    return lambda acts: sae(acts.float()).to(acts.dtype)
+def reconstruction_edit(record: SAERecord, *, device: torch.device | str = "cpu") -> Edit:
+    """Give the edit that puts an SAE's reconstruction in its site's place: what the error term alone is worth.
+
+    Of `difference` the base's activation and the reconstructed change; of a crosscoder the tuned half.
+    """
+    sae = load_sae(record, device=device)
+
+    def edit(acts: torch.Tensor, base: torch.Tensor | None = None) -> torch.Tensor:
+        made = sae(joined(record.side, acts, base).float())
+        if record.side == "both":
+            made = made[..., acts.shape[-1] :]
+        elif record.side == "difference" and base is not None:
+            made = base + made
+        return made.to(acts.dtype)
+
+    return edit
 
 
 @contextmanager

@@ -116,7 +116,8 @@ def screen(
         signs: +1 or -1 for every text by its number in `Batch.rows`; None is +1.
         steps: points of the integral; 1 is gradient x activation.
         draws: next tokens drawn at each place for the damage; 0 leaves it out.
-        already: site -> edit of (acts, base_acts) that is in place while screening: what other features still do then.
+        already: site -> edit of (acts, base_acts) that is in place while screening, at content tokens: what other features still
+            do then. Features are read as they are before it.
         seed: of the draws.
     """
     order = list(dictionaries)
@@ -133,7 +134,11 @@ def screen(
         drawn: list[dict[str, torch.Tensor]] = []
         for step in range(steps):
             held: dict[str, torch.Tensor] = {}
-            edits = {site: _keep(site, held, shift, step / steps, already, base_acts.get(site)) for site in order}
+            read: dict[str, torch.Tensor] = {}
+            edits = {
+                site: _keep(site, held, read, shift, step / steps, already, base_acts.get(site), content_BS)
+                for site in order
+            }
             with torch.enable_grad(), editing(model, edits):
                 logits_NV = unembed(model, hidden_states(model, batch)[batch.mask_BS.bool()]).float()
                 seen = predictions(batch, logits_NV, values_V, None if base_log_p is None else base_log_p[number])
@@ -147,7 +152,7 @@ def screen(
             if step == 0:
                 with torch.no_grad():
                     for site in order:
-                        acts_ND, base_ND = held[site].detach()[content_BS], base_acts.get(site)
+                        acts_ND, base_ND = read[site][content_BS], base_acts.get(site)
                         features[site] = dictionaries[site].read(
                             acts_ND, None if base_ND is None else base_ND[content_BS]
                         )
@@ -177,18 +182,19 @@ def predictions(
 
 
 def _keep(
-    site: str, held: dict[str, torch.Tensor], shift: Mapping[str, torch.Tensor], share: float,
-    already: Mapping[str, Any] | None, base_acts: torch.Tensor | None,
+    site: str, held: dict[str, torch.Tensor], read: dict[str, torch.Tensor], shift: Mapping[str, torch.Tensor], share: float,
+    already: Mapping[str, Any] | None, base_acts: torch.Tensor | None, content_BS: torch.Tensor,
 ) -> Callable[[torch.Tensor], torch.Tensor]:  # fmt: skip
     def edit(acts: torch.Tensor) -> torch.Tensor:
-        # A model whose weights are frozen starts no graph of its own.
-        held[site] = acts if acts.requires_grad else acts.detach().requires_grad_()
-        made = held[site]
+        read[site], made = acts.detach(), acts
         if share and site in shift:
             made = made - share * shift[site]
         if already and site in already:
-            made = already[site](made, base_acts)
-        return made
+            made = torch.where(content_BS[..., None], already[site](made, base_acts), made)
+        # Features are read before what is removed already and written after it, so the gradient is that of what is written. A
+        # model whose weights are frozen starts no graph of its own.
+        held[site] = made if made.requires_grad else made.detach().requires_grad_()
+        return held[site]
 
     return edit
 

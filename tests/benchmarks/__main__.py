@@ -8,11 +8,13 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 
 from tests.benchmarks.ablated_generation import ablated_generation
 from tests.benchmarks.calibration import calibration
+from tests.benchmarks.carriers import carriers
 from tests.benchmarks.crosscoder import crosscoder
 from tests.benchmarks.feature_screen import feature_screen
 from tests.benchmarks.harvest import harvest
 from tests.benchmarks.learned_feedback import learned_feedback
 from tests.benchmarks.null_calibration import null_calibration
+from tests.benchmarks.organism_features import organism_features
 from tests.benchmarks.ppo import ppo
 from tests.benchmarks.published_protocol import published_protocol
 from tests.benchmarks.sae_scale import sae_scale
@@ -23,11 +25,13 @@ from tests.benchmarks.word_speed import word_speed
 BENCHES = {
     "ablated_generation": ablated_generation,
     "calibration": calibration,
+    "carriers": carriers,
     "crosscoder": crosscoder,
     "feature_screen": feature_screen,
     "harvest": harvest,
     "learned_feedback": learned_feedback,
     "null_calibration": null_calibration,
+    "organism_features": organism_features,
     "ppo": ppo,
     "published_protocol": published_protocol,
     "sae_scale": sae_scale,

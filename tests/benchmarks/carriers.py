@@ -6,9 +6,8 @@ into base. Needs the folder that LFP_LENS_DATA names. The tuning and the diction
 per figure.
 """
 
-import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ from lfp_lens.results import SAESet
 from lfp_lens.results.share_curves import ShareCurves
 from lfp_lens.stages.finetune import finetune
 from lfp_lens.stages.train_sae import train_sae
-from tests.benchmarks.measure import one_thread
+from tests.benchmarks.measure import Figure, one_thread
 
 PRESET = "imdb-2m-vader"
 SITES = tuple(f"blocks.{layer}.hook_mlp_out" for layer in range(1, 6))
@@ -49,23 +48,6 @@ SIZES, DOSES, MODES = (10, 50, 150, 300, 500), (1.0, 2.0, 4.0), ("zero", "mean",
 ANY_DOSE = 4.0
 KL = 0.03
 MAX_TOKENS = 64
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One figure, with what it should reach (empty: nothing is asked)."""
-
-    what: str
-    value: float
-    low: float
-    high: float
-    n: int
-    aim: str = ""
-
-    def line(self) -> str:
-        """Give the JSON line."""
-        rounded = {name: round(part, 4) if isinstance(part, float) else part for name, part in asdict(self).items()}
-        return json.dumps({"bench": "carriers", **rounded})
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,4 +215,4 @@ def _or_low(share: Estimate) -> float:
 
 
 def _figure(what: str, found: Estimate, aim: str = "") -> Figure:
-    return Figure(what, found.value, found.low, found.high, found.n, aim)
+    return Figure("carriers", what, found.value, found.low, found.high, found.n, aim)

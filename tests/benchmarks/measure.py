@@ -34,6 +34,24 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Figure:
+    """One figure of a model, with its interval where it has one, and what it should reach (empty: nothing is asked)."""
+
+    bench: str
+    what: str
+    value: float
+    low: float
+    high: float
+    n: int
+    aim: str = ""
+
+    def line(self) -> str:
+        """Give the JSON line."""
+        found = dataclasses.asdict(self).items()
+        return json.dumps({name: round(part, 4) if isinstance(part, float) else part for name, part in found})
+
+
+@dataclass(frozen=True)
 class Floor:
     """How near we are to what the matrix products alone would take."""
 

@@ -5,9 +5,7 @@ A tiny flip organism (one tuning, about two minutes) is made or found in `runs/o
 One JSON line per figure.
 """
 
-import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,26 +31,11 @@ from lfp_lens.results import FeatureSet, SAESet
 from lfp_lens.stages.ablate.matched import matched_random_sets
 from lfp_lens.stages.attribute import attribute
 from lfp_lens.stages.train_sae import train_sae
-from tests.benchmarks.measure import one_thread
+from tests.benchmarks.measure import Figure, one_thread
 
 PRESET = "tiny"
 WORDS = 10
 TOP, WITHIN = 20, 50
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One figure, with what it should reach."""
-
-    what: str
-    value: float
-    n: int
-    aim: str = ""
-
-    def line(self) -> str:
-        """Give the JSON line."""
-        rounded = {name: round(part, 4) if isinstance(part, float) else part for name, part in asdict(self).items()}
-        return json.dumps({"bench": "organism_features", **rounded})
 
 
 def organism_features(
@@ -107,13 +90,13 @@ def of_screen(pair: Pair, saes: SAESet, texts: list[str], planted: dict[str, flo
         best, near = np.argsort(-np.abs(exact))[:TOP], np.argsort(-np.abs(screen))[:WITHIN]
         share = float(np.isin(best, near).mean())
         what = f"of the {TOP} largest exact effects on the planted words, share among the screen's {WITHIN} largest, {where}"
-        yield Figure(what, share, TOP, ">= 0.9")
+        yield _figure(what, share, TOP, ">= 0.9")
         rank = float(stats.spearmanr(screen[screen != 0], exact[screen != 0]).statistic)
-        yield Figure(f"Spearman of screen and exact, all features that fire, {where}", rank, int((screen != 0).sum()))
+        yield _figure(f"Spearman of screen and exact, all features that fire, {where}", rank, int((screen != 0).sum()))
 
 
 def of_random_sets(
-    pair: Pair, saes: SAESet, texts: list[str], *, draws: int, controls: int, members: int
+    pair: Pair, saes: SAESet, texts: list[str], *, draws: int, controls: int, members: int, size: float = 2
 ) -> Iterator[Figure]:
     """Where does a random set fall among the random sets that are matched to it?"""
     encoded = encode(pair.tokenizer, texts[:60], max_tokens=48)
@@ -121,7 +104,7 @@ def of_random_sets(
         pair.tokenizer, load_lexicon("vader"), texts, vocabulary=pair.tuned_hf.config.vocab_size, device="cpu"
     )
     forced = TeacherForced(pair.tuned_hf, encoded, values, begin=pair.tokenizer.bos_token_id)
-    records = {site: saes.one(site, side="tuned", size=2) for site in saes.sites}
+    records = {site: saes.one(site, side="tuned", size=size) for site in saes.sites}
     dictionaries = {site: as_dictionary(record) for site, record in records.items()}
     generator = np.random.default_rng(0)
     alive = [(site, int(index)) for site, one in records.items() for index in np.flatnonzero(one.firing_rate > 0)]
@@ -133,10 +116,14 @@ def of_random_sets(
     percentiles = []
     for draw in range(draws):
         picked = generator.choice(len(alive), size=members, replace=False)
-        own = FeatureSet(saes, tuple(alive[at] for at in picked), "tuned", 2)
+        own = FeatureSet(saes, tuple(alive[at] for at in picked), "tuned", size)
         others = np.array([drop(chosen) for chosen in matched_random_sets(own, controls, seed=draw)])
         mine = drop(own.by_site())
         percentiles.append(100 * ((others < mine).mean() + (others == mine).mean() / 2))
-    yield Figure("mean percentile of random sets among matched ones", float(np.mean(percentiles)), draws, "41 to 59")
+    yield _figure("mean percentile of random sets among matched ones", float(np.mean(percentiles)), draws, "41 to 59")
     test = stats.kstest(np.array(percentiles) / 100, "uniform")
-    yield Figure("their Kolmogorov-Smirnov p against uniform", float(test.pvalue), draws, "> 0.001")
+    yield _figure("their Kolmogorov-Smirnov p against uniform", float(test.pvalue), draws, "> 0.001")
+
+
+def _figure(what: str, value: float, n: int, aim: str = "") -> Figure:
+    return Figure("organism_features", what, value, np.nan, np.nan, n, aim)

@@ -32,9 +32,11 @@ SMALL = {
 }
 OTHER_LINES = (
     "calibration",
+    "carriers",
     "feature_screen",
     "learned_feedback",
     "null_calibration",
+    "organism_features",
     "published_protocol",
     "sae_scale",
     "crosscoder",

@@ -1,6 +1,7 @@
 """Interventions change the chosen features and nothing else, the same in both implementations, and leave no hook."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -144,9 +145,12 @@ def test_the_activation_given_is_not_changed_in_place() -> None:
 
 
 def test_a_reconstruction_leaves_the_error_out() -> None:
-    sae, acts = an_sae(), acts_like(5, 16)
+    sae, acts, base = an_sae(), acts_like(5, 16), acts_like(5, 16) / 3
     with torch.no_grad():
-        torch.testing.assert_close(reconstruction_edit(sae)(acts), sae.decode(sae.encode(acts)), atol=1e-6, rtol=0)
+        own, change = (sae.decode(sae.encode(part)) for part in (acts, acts - base))
+        torch.testing.assert_close(reconstruction_edit(a_record())(acts), own, atol=1e-6, rtol=0)
+        of_change = reconstruction_edit(replace(a_record(), side="difference"))
+        torch.testing.assert_close(of_change(acts, base), base + change, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -243,7 +247,7 @@ def test_half_precision_stays_half_precision() -> None:
     acts = acts_like(4, 16).to(torch.bfloat16)
     with torch.no_grad():
         assert feature_edit(a_dictionary(), [1, 2])(acts).dtype == torch.bfloat16
-        assert reconstruction_edit(an_sae())(acts).dtype == torch.bfloat16
+        assert reconstruction_edit(a_record())(acts).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("which", ["tuned_hf", "tuned"])

@@ -328,6 +328,15 @@ def test_patching_every_direction_gives_the_base_the_tuned_activations() -> None
     assert not part[..., 4:].any()
 
 
+def test_the_same_dictionary_from_other_seeds_is_one_curve() -> None:
+    again = tuple(dataclasses.replace(one, seed=1) for one in saes().saes)
+    found = done(FeatureSet(SAESet((*saes().saes, *again), saes().pair, (), {}), ((SITE, 0),)), floors=True).curves
+    assert found is not None
+    seeds = {name: {seed for own, seed in zip(found.name, found.seed.tolist()) if own == name} for name in found.names}
+    assert seeds["tuned SAE"] == {0, 1}
+    assert seeds["the features"] == {0}
+
+
 def test_a_single_model_has_no_reverse_and_no_curves_and_says_so() -> None:
     found = done(model=speaking_pair().tuned, floors=True)
     assert found.restored is found.curves is found.over_base is found.valence_gain is found.valence_share is None

@@ -6,10 +6,8 @@ from typing import Any
 import torch
 
 from lfp_lens.parts.dictionaries import Dictionary
-from lfp_lens.parts.interventions import Edit, feature_edit
-from lfp_lens.parts.saes import load_sae
+from lfp_lens.parts.interventions import Edit, feature_edit, reconstruction_edit
 from lfp_lens.results.features import FeatureSet
-from lfp_lens.results.train_sae import SAERecord
 
 Chosen = Mapping[str, Sequence[int]]
 """Site -> indices of features."""
@@ -46,7 +44,7 @@ class Edits:
 
 def reconstructed(features: FeatureSet, *, device: Any) -> dict[str, Edit]:
     """Give the edits that put each SAE's reconstruction in its site's place and remove no feature."""
-    return {site: _reconstruction(features.sae(site), device) for site in features.by_site()}
+    return {site: reconstruction_edit(features.sae(site), device=device) for site in features.by_site()}
 
 
 def patched(dictionaries: Mapping[str, Dictionary], chosen: Chosen) -> dict[str, Edit]:
@@ -60,20 +58,5 @@ def patched(dictionaries: Mapping[str, Dictionary], chosen: Chosen) -> dict[str,
 def _patch(some: Dictionary) -> Edit:
     def edit(acts: torch.Tensor, tuned: torch.Tensor) -> torch.Tensor:
         return acts + ((some.read(tuned, acts) - some.read(acts, acts)) @ some.W_dec).to(acts.dtype)
-
-    return edit
-
-
-def _reconstruction(record: SAERecord, device: Any) -> Edit:
-    sae = load_sae(record, device=device)
-
-    def edit(acts: torch.Tensor, base: torch.Tensor | None = None) -> torch.Tensor:
-        if record.side == "difference":
-            made = base + sae((acts - base).float())
-        elif record.side == "both":
-            made = sae(torch.cat([base, acts], dim=-1).float())[..., acts.shape[-1] :]
-        else:
-            made = sae(acts.float())
-        return made.to(acts.dtype)
 
     return edit

@@ -1,19 +1,20 @@
 """The teacher-forced half of the verb: every edit and control on the untouched model's own completions."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lfp_lens.core.errors import GateError
 from lfp_lens.parts.activations import Encoded, batches
-from lfp_lens.parts.dictionaries import as_dictionary, by_layer
+from lfp_lens.parts.dictionaries import Dictionary, as_dictionary, by_layer
 from lfp_lens.parts.share_curves import Contender, Selection, floor_contenders, share_curves
 from lfp_lens.parts.teacher_forced import TeacherForced
 from lfp_lens.parts.valence import token_values
 from lfp_lens.results.features import FeatureSet
 from lfp_lens.results.share_curves import ShareCurves
+from lfp_lens.results.train_sae import SAERecord
 from lfp_lens.stages.ablate.changes import Scale, per_token, predictions, slope
 from lfp_lens.stages.ablate.controls import (
     Work,
@@ -95,7 +96,7 @@ def _work(
     base = None if subject.base is None else TeacherForced(subject.base, measured, values_V, begin=begin)
     tuned = TeacherForced(subject.model, measured, values_V, begin=begin, other=base)
     sites = features.by_site()
-    dictionaries = by_layer({site: as_dictionary(features.sae(site), device=device) for site in sites})
+    dictionaries = _opened([features.sae(site) for site in sites], device)
     edits = Edits(dictionaries, reference_features(tuned, dictionaries), seed=seed)
     scale = Scale(tuned.tokens, rewards[:n], tuned.clean, None if base is None else base.clean, seed)
     return Work(
@@ -109,12 +110,14 @@ def _curves(work: Work) -> ShareCurves:
     selection = Selection(
         list(batches(work.screened, device=device, max_batch_tokens=4096)), work.values_V, len(work.screened)
     )
-    records = [work.features.sae(site) for site in work.features.by_site()]
+    features, sites = work.features, tuple(work.features.by_site())
+    records = [features.sae(site) for site in sites]
 
     def contenders() -> Iterable[Contender]:
-        yield Contender("the features", work.edits.dictionaries, order=work.features.features)
-        yield Contender(f"{work.features.side} SAE", work.edits.dictionaries)
-        if work.features.side != "base":
+        yield Contender("the features", work.edits.dictionaries, order=features.features)
+        for seed, replicate in enumerate(_replicates(features, sites)):
+            yield Contender(f"{features.side} SAE", _opened(replicate, device), seed=seed)
+        if features.side != "base":
             own = base_dictionaries(work, [])
             if own:
                 yield Contender("base SAE", own, is_floor=True)
@@ -122,8 +125,18 @@ def _curves(work: Work) -> ShareCurves:
             work.subject.model, work.subject.base, records, selection, begin=begin, seed=work.seed
         )
 
-    found = share_curves(
-        work.tuned, contenders(), selection, sizes=CURVE_SIZES, doses=CURVE_DOSES, seed=work.seed
-    )  # fmt: skip
-    # A floor none of whose features lifts valence has no points to be compared with.
-    return replace(found, floors=tuple(name for name in found.floors if name in found.names))
+    return share_curves(work.tuned, contenders(), selection, sizes=CURVE_SIZES, doses=CURVE_DOSES, seed=work.seed)
+
+
+def _replicates(features: FeatureSet, sites: Sequence[str]) -> list[list[SAERecord]]:
+    """Give the SAEs that the features belong to and, where they were trained from other seeds too, those of every seed."""
+    own = [features.sae(site) for site in sites]
+    alike = features.saes.select(side=features.side, size=own[0].size, architecture=own[0].architecture, l1=own[0].l1,
+                                 k=own[0].k, lr=own[0].lr)  # fmt: skip
+    seeds = [own[0].seed, *sorted({one.seed for one in alike} - {own[0].seed})]
+    found = [[one for one in alike if one.seed == seed and one.site in sites] for seed in seeds]
+    return [own] + [some for some in found[1:] if len({one.site for one in some}) == len(sites) == len(some)]
+
+
+def _opened(records: Sequence[SAERecord], device: Any) -> dict[str, Dictionary]:
+    return by_layer({one.site: as_dictionary(one, device=device) for one in records})

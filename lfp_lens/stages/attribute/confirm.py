@@ -61,7 +61,7 @@ def confirm(
             exact = found[site]
             by_text = (exact.effects_MBS.double().sum(2) * signs).cpu().numpy()
             fires = (exact.features_MBS != 0).any(2).cpu().numpy()
-            largest = exact.features_MBS.abs().amax(2).cpu().numpy()
+            largest = exact.features_MBS.amax(2).cpu().numpy()
             for m, row in enumerate(own):
                 np.add.at(effects_FU[row], columns, by_text[m])
                 np.logical_or.at(fires_FU[row], columns, fires[m])

@@ -133,8 +133,8 @@ def attribute(
                 )
         columns = _columns(len(screen), rows, exact.effects_FU, exact.fires_FU, under["report"], seed)
         return Effects(
-            saes=saes, site=found.site, index=found.index, screen=screen, screen_same=same, **columns, is_random=np.isin(range(len(screen)), drawn),
-            text_effects=exact.effects_FU.astype(np.float32),
+            saes=saes, site=found.site, index=found.index, screen=screen, screen_same=same, **columns,
+            is_random=np.isin(range(len(screen)), drawn), text_effects=exact.effects_FU.astype(np.float32),
             rank_correlation=spearman(screen[drawn], columns["exact"][drawn], seed),
             agreement=spearman(same[drawn], columns["exact"][drawn], seed), scalar=name, per=per, side=side, size=size,
             steps=steps, n_texts=len(second), n_tokens=there.n_tokens,
