@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from lfp_lens.results import SAERecord as SAERecord
     from lfp_lens.results import SAESet as SAESet
     from lfp_lens.results import Scorecard as Scorecard
+    from lfp_lens.results import ShareCurves as ShareCurves
     from lfp_lens.results import Triples as Triples
     from lfp_lens.results import Tuning as Tuning
     from lfp_lens.stages.ablate import ablate as ablate
@@ -85,7 +86,8 @@ _HOMES = {
     "parts.texts": ("load_texts",),
     "results": (
         "Ablation", "Crosscoder", "Divergence", "Effects", "FeatureSet", "Floor", "Labels", "Learned", "LearnedPreference",
-        "Match", "PreferenceTriples", "Report", "SAERecord", "SAESet", "Scorecard", "Triples", "Tuning",
+        "Match", "PreferenceTriples", "Report", "SAERecord", "SAESet", "Scorecard", "ShareCurves", "Triples",
+        "Tuning",
     ),
     "core.errors": ("GateError", "LensError"),
     "config": ("RunConfig", "load_config", "with_values"),

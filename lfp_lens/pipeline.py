@@ -94,6 +94,8 @@ def run(
 
 def open_run(path: str | os.PathLike[str]) -> Run:
     """Open a stored run with every finished result; nothing is computed. Raises `LensError` if there is none."""
+    import lfp_lens.results  # noqa: F401  (a record can only be read once its class is known)
+
     folder = Path(path)
     if not folder.is_dir():
         raise LensError(f"There is no run at {folder}: expected the folder of a run, such as runs/tiny.")

@@ -6,10 +6,13 @@ import inspect
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 import lfp_lens
+from lfp_lens.core.records import write_record
+from tests.results import samples
 
 HEAVY = (
     "torch",
@@ -113,3 +116,11 @@ def test_an_unknown_name_gets_the_nearest() -> None:
 
 def test_the_version_is_the_installed_one() -> None:
     assert lfp_lens.__version__ == importlib.metadata.version("lfp-lens")
+
+
+def test_a_stored_run_opens_in_a_process_that_did_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "diverge").mkdir()
+    write_record(samples.a_divergence(), tmp_path / "diverge")
+    told = f"import lfp_lens as lfp; print(*lfp.open_run({str(tmp_path)!r}).results)"
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["diverge"]

@@ -15,6 +15,7 @@ from lfp_lens.results.report import Report
 from lfp_lens.results.saes import Floor
 from lfp_lens.results.score import PlantedWords, Score
 from lfp_lens.results.scorecard import Scorecard
+from lfp_lens.results.share_curves import ShareCurves
 from lfp_lens.results.train_sae import SAERecord, SAESet
 from lfp_lens.results.world import World
 
@@ -36,6 +37,7 @@ __all__ = [
     "SAESet",
     "Score",
     "Scorecard",
+    "ShareCurves",
     "Triples",
     "Tuning",
     "World",

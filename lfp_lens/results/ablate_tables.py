@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 OURS, PRINTED = "this run", "PUBLISHED"
 CLAIM_KL = 0.03
 """Nats per token at which the claim is made."""
+CLAIM_MARGIN = 0.1
+"""Points of share by which features must lead every floor before they are said to carry the gain."""
 NO_FLOORS = "no floor was measured, so nothing is claimed of features rather than of any direction"
 
 
@@ -66,7 +68,8 @@ def rates_table(ablation: "Ablation") -> "pd.DataFrame":
 
 
 def verdict(curves: "ShareCurves | None") -> str:
-    """Say whether the features of the SAEs carry the gain: only if they lie above every floor, zeroed and set to their mean."""
+    """Say whether the features of the SAEs carry the gain: only if they lie 10 points of share above every floor, zeroed and set
+    to their mean, at a KL of 0.03 nats per token."""
     if curves is None or not curves.floors:
         return NO_FLOORS
     names = [name for name in curves.names if name not in curves.floors and name != FEATURES]
@@ -74,7 +77,12 @@ def verdict(curves: "ShareCurves | None") -> str:
         return "no feature of these dictionaries lifts valence on the texts that screen, so none is said to carry it"
     told = []
     for name in names:
-        carried = curves.carries(name, kl=CLAIM_KL)
+        verb = "does not lie above every floor"
+        if curves.carries(name, kl=CLAIM_KL, margin=CLAIM_MARGIN):
+            verb = "carries it"
+        elif curves.carries(name, kl=CLAIM_KL):
+            verb = f"lies above every floor by less than {CLAIM_MARGIN:g}"
+        n_seeds = len(set(curves.seed[[own == name for own in curves.name]].tolist()))
         parts = []
         for mode in ("zero", "mean"):
             share, leads = curves.share(name, mode=mode, kl=CLAIM_KL), curves.lead(name, mode=mode, kl=CLAIM_KL)
@@ -87,6 +95,6 @@ def verdict(curves: "ShareCurves | None") -> str:
                 f"{mode} {share.value:.2f}, best floor ({floor}) {share.value - lead.value:.2f}, "
                 f"lead {lead.value:+.2f} [{lead.low:+.2f}, {lead.high:+.2f}]"
             )
-        verb = "carries it" if carried else "does not lie above every floor"
-        told.append(f"{name} {verb}: share of the gain at KL {CLAIM_KL:g}: {'; '.join(parts)}")
+        seeds = "one seed" if n_seeds == 1 else f"{n_seeds} seeds"
+        told.append(f"{name} ({seeds}) {verb}: share of the gain at KL {CLAIM_KL:g}: {'; '.join(parts)}")
     return ". ".join(told)

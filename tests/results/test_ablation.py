@@ -24,10 +24,11 @@ def with_shares(sae: float, floor: float, *, mean_floor: float | None = None) ->
 
 
 def test_features_carry_it_only_above_every_floor_in_both_readings() -> None:
-    assert "tuned SAE carries it" in verdict(with_shares(0.5, 0.2))
-    assert "tuned SAE does not lie above every floor" in verdict(with_shares(0.2, 0.5))
+    assert "tuned SAE (one seed) carries it" in verdict(with_shares(0.5, 0.2))
+    assert "tuned SAE (one seed) lies above every floor by less than 0.1" in verdict(with_shares(0.27, 0.2))
+    assert "tuned SAE (one seed) does not lie above every floor" in verdict(with_shares(0.2, 0.5))
     told = verdict(with_shares(0.5, 0.2, mean_floor=0.6))
-    assert "tuned SAE does not lie above every floor" in told
+    assert "tuned SAE (one seed) does not lie above every floor" in told
     assert "zero 0.50, best floor (pca) 0.20, lead +0.3" in told
     assert "mean 0.50, best floor (pca) 0.60, lead -0.1" in told
 

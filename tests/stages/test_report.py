@@ -53,7 +53,9 @@ def test_the_headline_states_each_number_with_its_control() -> None:
     )
     assert "than 200 of 200 random sets" in shown["Ablating the features"]
     assert "by mode: zero 0.500 [0.450, 0.550], n=96, mean 0.200" in shown["Ablating the features"]
-    assert shown["Do features carry it?"].startswith("yes tuned SAE carries it: share of the gain at KL 0.03: zero 0.5")
+    assert shown["Do features carry it?"].startswith(
+        "yes tuned SAE (one seed) carries it: share of the gain at KL 0.03: zero 0.5"
+    )
     assert "best floor (pca) 0.2" in shown["Do features carry it?"]
     assert shown["Planted sign flips found"].startswith("3 of 3 0 other words")
 

@@ -101,7 +101,7 @@ def _learned(learned: Learned) -> list[tuple[str, str, str]]:
 def _ablation(ablation: Ablation) -> list[tuple[str, str, str]]:
     effect = ablation.valence_difference
     what = f"expected valence, {interval(effect)} texts; {among_random(ablation)}"
-    carries = ablation.curves is not None and "carries it" in ablation.verdict
+    carries = ablation.curves is not None and " carries it: " in ablation.verdict
     said = "yes" if carries else "not shown"
     return [
         (signed(effect), f"{what}; {len(ablation.features)} features, mode {ablation.mode}; {by_mode(ablation)}", ""),
