@@ -238,6 +238,7 @@ def _causes(
             reward=LexiconReward(given["lexicon"], name="stated"),
             prompts=prompts,
             controls=CONTROLS,
+            floors=False,
             **options,
         )
     except GateError as refusal:

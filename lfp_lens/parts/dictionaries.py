@@ -133,6 +133,18 @@ def neurons(model: Any, site: str) -> Dictionary:
     return Dictionary(f"blocks.{layer}.{INNER_HOOK}", lambda acts, base: acts.float(), eye, _few=few)
 
 
+def components(site: str, mean_D: torch.Tensor, basis_CD: torch.Tensor, side: str) -> Dictionary:
+    """Give orthonormal directions as a dictionary: how far an activation (of `difference`, the change) lies along each from
+    the mean. A feature may be negative; removing it projects the activation back to the mean along it."""
+    own = "difference" if side == "difference" else "tuned"
+
+    def few(chosen: torch.Tensor) -> Read:
+        some_CD = basis_CD[chosen]
+        return lambda acts, base: (joined(own, acts, base).float() - mean_D) @ some_CD.T
+
+    return Dictionary(site, few(torch.arange(len(basis_CD), device=basis_CD.device)), basis_CD, own, few)
+
+
 def mean_difference(site: str, tuned_D: torch.Tensor, base_D: torch.Tensor) -> Dictionary:
     """Give the mean of tuned - base at a site as a dictionary of one feature that is always 1: removing it subtracts it."""
     return Dictionary(

@@ -14,7 +14,14 @@ import torch
 from tqdm import tqdm
 
 from lfp_lens.parts.activations import Batch
-from lfp_lens.parts.dictionaries import Dictionary, as_dictionary, mean_difference, mean_direction, neurons
+from lfp_lens.parts.dictionaries import (
+    Dictionary,
+    as_dictionary,
+    components,
+    mean_difference,
+    mean_direction,
+    neurons,
+)
 from lfp_lens.parts.interventions import Edit, feature_edit
 from lfp_lens.parts.saes import random_twin
 from lfp_lens.parts.scalars import expected_valence
@@ -83,11 +90,11 @@ def share_curves(
     rows: list[tuple[str, str, int, int, float, np.ndarray, np.ndarray]] = []
     floors = []
     for contender in tqdm(contenders, desc="share curves"):
+        if contender.is_floor:
+            floors.append(contender.name)
         ready = ordered(forced, contender, selection, modes=modes, most=max(sizes), seed=seed)
         for mode, k, dose, reading in _measured(forced, ready, sizes, doses, seed):
             rows.append((contender.name, mode, contender.seed, k, dose, reading.valence, reading.kl))
-            if contender.is_floor:
-                floors.append(contender.name)
     name, mode_, seeds, ks, dosed, valence, kl = zip(*rows) if rows else ((),) * 7
     shape = (len(rows), len(forced.tokens))
     return ShareCurves(
@@ -166,9 +173,9 @@ def floor_contenders(
 ) -> Iterator[Contender]:
     """Give the floors of some SAEs, one per site and of one kind: what the same question finds without learned features.
 
-    Untrained and random-direction twins of the SAEs, principal components, the layers' neurons, and the mean difference of
-    the two models, as a vector that is subtracted and as a direction that is projected away. Floors that were not measured
-    when the SAEs were trained are left out.
+    Untrained and random-direction twins of the SAEs, all principal components of what they read, the layers' neurons, and the
+    mean difference of the two models, as a vector that is subtracted and as a direction that is projected away. The untrained
+    twins are left out where they were not kept when the SAEs were trained.
 
     Args:
         tuned: the tuned model.
@@ -179,11 +186,13 @@ def floor_contenders(
         seed: of the random directions.
     """
     device = tuned.device
-    for kind in ("untrained", "pca"):
-        weights = {one.site: one.floors[kind].weights for one in records if kind in one.floors}
-        if len(weights) == len(records) and all(own is not None for own in weights.values()):
-            yield Contender(kind, {one.site: as_dictionary(_with(one, weights[one.site]), device=device) for one in records},
-                            is_floor=True)  # fmt: skip
+    weights = {one.site: one.floors["untrained"].weights for one in records if "untrained" in one.floors}
+    if len(weights) == len(records):
+        yield Contender("untrained", {one.site: as_dictionary(_with(one, weights[one.site]), device=device) for one in records},
+                        is_floor=True)  # fmt: skip
+    side = records[0].side if records else "tuned"
+    yield Contender("pca", principal_dictionaries(tuned, base, [one.site for one in records], side, selection.data, begin=begin),
+                    is_floor=True)  # fmt: skip
     random = {
         one.site: as_dictionary(_with(one, random_twin(one.weights, seed=seed + at)), device=device)
         for at, one in enumerate(records)
@@ -201,6 +210,30 @@ def floor_contenders(
 
 def _with(record: SAERecord, weights: Any) -> SAERecord:
     return replace(record, weights=weights)
+
+
+def principal_dictionaries(
+    tuned: Any, base: Any, sites: Sequence[str], side: str, data: Sequence[Batch], *, begin: int | None
+) -> dict[str, Dictionary]:
+    """Give all principal components of the tuned model's activations at every site, or for side `difference` of the change."""
+    sums = {site: [torch.zeros(()), torch.zeros(())] for site in sites}
+    count = 0
+    for batch in data:
+        content_BS = batch.content(begin)
+        acts = activations_at(tuned, batch.ids_BS, batch.mask_BS, sites)
+        other = activations_at(base, batch.ids_BS, batch.mask_BS, sites) if side == "difference" else {}
+        count += int(content_BS.sum())
+        for site in sites:
+            rows_ND = acts[site][content_BS].double()
+            if other:
+                rows_ND = rows_ND - other[site][content_BS].double()
+            sums[site] = [sums[site][0] + rows_ND.sum(0), sums[site][1] + rows_ND.T @ rows_ND]
+    found = {}
+    for site, (total_D, squares_DD) in sums.items():
+        mean_D = total_D / max(count, 1)
+        _, vectors_DC = torch.linalg.eigh(squares_DD / max(count, 1) - torch.outer(mean_D, mean_D))
+        found[site] = components(site, mean_D.float(), vectors_DC.T.flip(0).float().contiguous(), side)
+    return found
 
 
 def mean_activations(

@@ -105,8 +105,10 @@ class TeacherForced:
                 new = edit(acts, None if other is None else other.acts(site, number))
                 return acts if new is acts else torch.where(content_BS1, new, acts)
 
+            # Yielding inside would leave the hooks on while, and if, what follows fails.
             with editing(self.model, {site: partial(kept, edit, site) for site, edit in edits.items()}):
-                yield _hidden(self.model, batch)
+                hidden = _hidden(self.model, batch)
+            yield hidden
 
     def _reading(self, hidden: Iterable[torch.Tensor], *, is_clean: bool = False) -> Reading:
         sums = np.zeros((3, len(self.tokens)))

@@ -40,7 +40,7 @@ class Ablation:
     reward: str
     """The reward that scored the completions."""
     before: Estimate
-    """Mean reward of sampled completions, untouched model."""
+    """Mean reward of sampled completions, untouched model; n counts prompts, which intervals resample."""
     after: Estimate
     """The same prompts and sampling seeds with the features ablated at every step."""
     difference: Estimate
@@ -148,7 +148,7 @@ class Ablation:
     @property
     def verdict(self) -> str:
         """Say whether features of these SAEs carry the gain: only if they remove 10 points more of it than every floor at equal
-        KL, in the zero and in the mean reading. The interval is over texts, and over seeds of the SAEs where there are several."""
+        KL, in the zero and in the mean reading. The interval is over texts, and over the SAEs' seeds where there are several."""
         return verdict(self.curves)
 
     @property
@@ -203,7 +203,18 @@ class Ablation:
         Columns: the reward before and after, their paired difference with its interval, n, the share of the gain, the mean
         difference of matched random sets and how many there were, KL and perplexity. Rows of the paper are marked PUBLISHED.
         """
-        return rewards_table(self)
+        random = self.random_rewards
+        return rewards_table({
+            "reward": self.reward, "mode": self.mode, "features": len(self.features),
+            "before": self.before.value, "before_low": self.before.low, "before_high": self.before.high,
+            "after": self.after.value, "after_low": self.after.low, "after_high": self.after.high,
+            "difference": self.difference.value, "low": self.difference.low, "high": self.difference.high,
+            "n": self.before.n, "base": np.nan if self.reward_base is None else self.reward_base.value,
+            "gain_share": np.nan if self.gain_share is None else self.gain_share.value,
+            "random_difference": float(np.mean([one.value for one in random])) if random else np.nan,
+            "random_sets": len(random), "kl_nats": self.kl_nats, "perplexity_before": self.perplexity_before,
+            "perplexity_after": self.perplexity_after,
+        })  # fmt: skip
 
     def table7(self) -> "pd.DataFrame":
         """Give Table 7 of the paper beside ours: how often the features fire on strongly positive rows, in percent.
@@ -211,7 +222,7 @@ class Ablation:
         Ours adds the other rows, the ratio with its interval over texts, and matched features. Rows of the paper are marked
         PUBLISHED.
         """
-        return rates_table(self)
+        return rates_table(self.rates)
 
     def plot(self) -> "go.Figure":
         """Draw the effect among those of matched random feature sets."""

@@ -1,16 +1,16 @@
 """Tables 6 and 7 of the paper beside ours, with the intervals and controls that they lacked."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lfp_lens.results import published
-from lfp_lens.results.ablate_readings import FEATURES, spread
+from lfp_lens.results.ablate_readings import FEATURES, FiringRates
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from lfp_lens.results.ablate import Ablation
     from lfp_lens.results.share_curves import ShareCurves
 
 OURS, PRINTED = "this run", "PUBLISHED"
@@ -18,28 +18,17 @@ CLAIM_KL = 0.03
 """Nats per token at which the claim is made."""
 CLAIM_MARGIN = 0.1
 """Points of share by which features must lead every floor before they are said to carry the gain."""
+NEEDED = ("untrained", "pca", "base SAE")
+"""Floors without which nothing is claimed: the others are always there."""
 NO_FLOORS = "no floor was measured, so nothing is claimed of features rather than of any direction"
 
 
-def rewards_table(ablation: "Ablation") -> "pd.DataFrame":
-    """Give Table 6: reward before and after ablation."""
+def rewards_table(ours: Mapping[str, Any]) -> "pd.DataFrame":
+    """Give Table 6, reward before and after ablation: this run's row, then the published ones."""
     import pandas as pd
 
-    random = ablation.random_rewards
-    ours: dict[str, Any] = {
-        "source": OURS, "reward": ablation.reward, "mode": ablation.mode, "features": len(ablation.features),
-        "before": ablation.before.value, "before_low": ablation.before.low, "before_high": ablation.before.high,
-        "after": ablation.after.value, "after_low": ablation.after.low, "after_high": ablation.after.high,
-        "difference": ablation.difference.value, "low": ablation.difference.low, "high": ablation.difference.high,
-        "n": ablation.before.n,
-        "base": np.nan if ablation.reward_base is None else ablation.reward_base.value,
-        "gain_share": spread(ablation.gain_share)[0],
-        "random_difference": float(np.mean([one.value for one in random])) if random else np.nan,
-        "random_sets": len(random), "kl_nats": ablation.kl_nats, "perplexity_before": ablation.perplexity_before,
-        "perplexity_after": ablation.perplexity_after,
-    }  # fmt: skip
     printed = published.ablation_table().set_index("table")
-    rows = [ours]
+    rows: list[Mapping[str, Any]] = [{"source": OURS, **ours}]
     for model in printed:
         before, after = (float(printed.loc[f"6: mean reward {when}", model]) for when in ("before", "after"))
         rows.append({
@@ -48,11 +37,11 @@ def rewards_table(ablation: "Ablation") -> "pd.DataFrame":
     return pd.DataFrame(rows)
 
 
-def rates_table(ablation: "Ablation") -> "pd.DataFrame":
+def rates_table(rates: FiringRates) -> "pd.DataFrame":
     """Give Table 7: firing rates in percent."""
     import pandas as pd
 
-    ours = ablation.rates.to_frame()
+    ours = rates.to_frame()
     ours.insert(0, "source", OURS)
     printed = published.ablation_table().set_index("table")
     rows = [
@@ -75,6 +64,9 @@ def verdict(curves: "ShareCurves | None") -> str:
     names = [name for name in curves.names if name not in curves.floors and name != FEATURES]
     if not names:
         return "no feature of these dictionaries lifts valence on the texts that screen, so none is said to carry it"
+    lacking = [floor for floor in NEEDED if floor not in (*curves.floors, *names)]
+    if lacking:
+        return f"not measured beside {' and '.join(lacking)}, so nothing is claimed of features rather than of any direction"
     told = []
     for name in names:
         verb = "does not lie above every floor"

@@ -1,9 +1,10 @@
 """Which share of what tuning gained do features carry, at how much damage: curves, floors beside them, paired intervals."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy import stats
 
 from lfp_lens.core.errors import LensError, unknown
 from lfp_lens.core.records import record
@@ -64,7 +65,8 @@ class ShareCurves:
     base: Float[np.ndarray, " texts"]
     """Valence of the base model."""
     floors: tuple[str, ...]
-    """The names that learned no features of the tuned model, or need no features at all."""
+    """What learned no features of the tuned model, or needs none. One without points was asked, and none of its features has a
+    positive effect."""
     n_select: int
     """Other texts, on which the orders were made."""
 
@@ -88,22 +90,29 @@ class ShareCurves:
             mode: `zero`, `mean` or `resample`.
             kl: KL per token to the untouched model that may be spent, in nats.
             most_dose: 1 is ablation; larger values allow features to be removed more than once, which is steering.
-            seed: of the bootstrap over texts, and over seeds of the dictionary where there are several.
+            seed: of the bootstrap over texts. Several seeds of the dictionary widen the interval by Student's t over them.
 
-        The value is NaN where the mode does not apply to the name (a constant has no mean to be set to), and where the gain
-        is not above 0. Raises `LensError` for a name or mode that was not measured.
+        Between measured points the share is linear in the root of KL, which understates sets that were measured beyond it only.
+        The value is NaN where the mode does not apply to the name (a constant has no mean to be set to), and where the interval
+        of the gain does not lie above 0. Raises `LensError` for a name or mode that was not measured.
         """
-        drawn = self._drawn(seed)
-        return self._estimate(self._at(name, mode, kl, most_dose, drawn))
+        return self._estimate(self._at(name, mode, kl, most_dose, self._drawn(seed)))
 
     def lead(
         self, name: str, *, mode: str = "zero", kl: float = 0.03, most_dose: float = 1.0, seed: int = 0
     ) -> dict[str, Estimate]:
-        """Give, for every floor that the mode applies to, the name's share less the floor's, paired by text and seed."""
+        """Give, for every floor that the mode applies to, the name's share less the floor's, paired by text.
+
+        A floor none of whose features has a positive effect removes nothing: its share is 0.
+        """
         drawn = self._drawn(seed)
         own = self._at(name, mode, kl, most_dose, drawn)
         others = {floor: self._at(floor, mode, kl, most_dose, drawn) for floor in self.floors if floor != name}
-        return {floor: self._estimate(own - other) for floor, other in others.items() if np.isfinite(other[0])}
+        return {
+            floor: self._estimate(Drawn(own.values - other.values, float(np.hypot(own.by_seed, other.by_seed))))
+            for floor, other in others.items()
+            if np.isfinite(other.values[0])
+        }
 
     def best_set(
         self, name: str, *, mode: str = "zero", kl: float = 0.03, most_dose: float = 1.0, seed: int = 0
@@ -124,9 +133,13 @@ class ShareCurves:
         return int(k), float(dose)
 
     def carries(self, name: str, *, kl: float = 0.03, most_dose: float = 1.0, margin: float = 0.0) -> bool:
-        """Tell whether a name's share lies above every floor's by more than `margin` in the zero and in the mean reading."""
-        leads = [self.lead(name, mode=mode, kl=kl, most_dose=most_dose) for mode in ("zero", "mean")]
-        return all(leads) and all(one.value > margin and one.low > 0 for lead in leads for one in lead.values())
+        """Tell whether a name's share lies above 0, and above every floor's by `margin` or more, zeroed and set to the mean."""
+        for mode in ("zero", "mean"):
+            leads = self.lead(name, mode=mode, kl=kl, most_dose=most_dose)
+            above = self.share(name, mode=mode, kl=kl, most_dose=most_dose).low > 0
+            if not (above and leads and all(one.value >= margin and one.low > 0 for one in leads.values())):
+                return False
+        return True
 
     def to_frame(self, kl: tuple[float, ...] = KL_LIMITS, *, most_dose: float = 1.0) -> "pd.DataFrame":
         """Give one row per name, mode and KL: the share, its interval, and the least lead over a floor."""
@@ -164,7 +177,7 @@ class ShareCurves:
         limits = np.geomspace(3e-4, 0.1, 16)
         whole = np.ones((1, len(self.tokens)))
         lines = {
-            name: np.array([self._at(name, mode, limit, most_dose, (whole, None))[0] for limit in limits])
+            name: np.array([self._at(name, mode, limit, most_dose, whole).values[0] for limit in limits])
             for name in self.names
         }
         return share_plots.curves(limits, lines, self.floors, mode)
@@ -174,34 +187,34 @@ class ShareCurves:
         title = f"Share of the gain ({self.gain:.3f} per token) removed within a KL; {where}"
         return page.table(self.to_frame(), title)
 
-    def _drawn(self, seed: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Give how often each text counts and which seeds are taken, [draws, ...]; the first row is the data itself."""
-        generator = np.random.default_rng(seed)
+    def _drawn(self, seed: int) -> Float[np.ndarray, "draws texts"]:
+        """Give how often each text counts; the first row is the data itself."""
         n = len(self.tokens)
-        counts = generator.multinomial(n, np.full(n, 1 / n), size=DRAWS).astype(float)
-        n_seeds = len(set(self.seed.tolist()))
-        picked = generator.integers(n_seeds, size=(DRAWS, n_seeds))
-        return np.concatenate([np.ones((1, n)), counts]), np.concatenate([np.arange(n_seeds)[None], picked])
+        counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=DRAWS).astype(float)
+        return np.concatenate([np.ones((1, n)), counts])
 
-    def _at(
-        self, name: str, mode: str, kl: float, most_dose: float, drawn: tuple[np.ndarray, np.ndarray | None]
-    ) -> Float[np.ndarray, " draws"]:
-        """Give the share at a KL, one number per draw."""
+    def _at(self, name: str, mode: str, kl: float, most_dose: float, counts: np.ndarray) -> "Drawn":
+        """Give the share at a KL, one number per draw, and how far other seeds of the dictionary might move it."""
         if not kl > 0:
             raise LensError(f"kl is what may be spent, in nats per token, and must be above 0; {kl} given.")
-        counts, picked = drawn
         mine = self._mine(name, mode, most_dose)
-        if not mine.any() or self.gain <= 0:
-            return np.full(len(counts), NAN)
+        gains = counts @ (self.tuned - self.base)
+        is_gain = gains[0] > 0 and (len(gains) == 1 or np.quantile(gains[1:], 0.025) > 0)
+        if not is_gain or (not mine.any() and name in self.name):
+            return Drawn(np.full(len(counts), NAN), 0.0)
+        if not mine.any():
+            return Drawn(np.zeros(len(counts)), 0.0)
         seeds = np.unique(self.seed[mine])
         by_seed = np.stack([self._of_seed(mine & (self.seed == seed), kl, counts) for seed in seeds], axis=1)
-        if picked is None or len(seeds) < 2:
-            return by_seed.mean(1)
-        return np.take_along_axis(by_seed, picked[:, : len(seeds)] % len(seeds), axis=1).mean(1)
+        half = 0.0
+        if len(seeds) > 1:
+            spread = by_seed[0].std(ddof=1) / np.sqrt(len(seeds))
+            half = float(stats.t.ppf(0.975, len(seeds) - 1) * spread)
+        return Drawn(by_seed.mean(1), half)
 
     def _mine(self, name: str, mode: str, most_dose: float) -> np.ndarray:
         """Mark the points of a name and mode."""
-        if name not in self.names:
+        if name not in (*self.names, *self.floors):
             raise unknown("name", name, self.names)
         if mode not in self.mode:
             raise unknown("mode", mode, tuple(dict.fromkeys(self.mode)))
@@ -223,7 +236,10 @@ class ShareCurves:
             return np.where(gained > 0, removed / gained, NAN)
 
     def _path(self, own: np.ndarray, kl: float, weights: np.ndarray) -> Float[np.ndarray, " draws"]:
-        """Give the share of one set at a KL along its doses, linear in the root of KL between them, not beyond the last."""
+        """Give the largest share of one set within a KL along its doses, linear in the root of KL between them.
+
+        Nothing removed is the first point of every path, so that no share lies below 0.
+        """
         rows = np.flatnonzero(own)[np.argsort(self.dose[own], kind="stable")]
         gain, tokens = weights @ (self.tuned - self.base), np.maximum(weights @ self.tokens, 1e-9)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -231,6 +247,7 @@ class ShareCurves:
         root = np.maximum.accumulate(np.sqrt(np.maximum(weights @ self.kl[rows].T, 0) / tokens[:, None]), axis=1)
         zeros = np.zeros((len(weights), 1))
         share, root = np.concatenate([zeros, share], axis=1), np.concatenate([zeros, root], axis=1)
+        share = np.maximum.accumulate(np.nan_to_num(share), axis=1)
         found, target = share[:, -1].copy(), np.sqrt(kl)
         for end in range(root.shape[1] - 1, 0, -1):
             low, high = root[:, end - 1], root[:, end]
@@ -239,8 +256,20 @@ class ShareCurves:
             found = np.where(inside, share[:, end - 1] + part * (share[:, end] - share[:, end - 1]), found)
         return found
 
-    def _estimate(self, values: np.ndarray) -> Estimate:
-        if not np.isfinite(values[0]):
+    def _estimate(self, found: "Drawn") -> Estimate:
+        """Give the value with its interval: texts resampled, and Student's t over seeds of the dictionary, in quadrature."""
+        value = found.values[0]
+        if not np.isfinite(value):
             return Estimate(NAN, NAN, NAN, len(self.tokens))
-        low, high = np.nanquantile(values[1:], (0.025, 0.975))
-        return Estimate(float(values[0]), float(low), float(high), len(self.tokens))
+        low, high = np.nanquantile(found.values[1:], (0.025, 0.975))
+        ends = value - np.hypot(value - low, found.by_seed), value + np.hypot(high - value, found.by_seed)
+        return Estimate(float(value), float(ends[0]), float(ends[1]), len(self.tokens))
+
+
+class Drawn(NamedTuple):
+    """A share over bootstrap draws of texts."""
+
+    values: Float[np.ndarray, " draws"]
+    """The first is that of the data itself."""
+    by_seed: float
+    """Half the width of the 95 % interval over seeds of the dictionary; 0 for one seed."""

@@ -140,9 +140,12 @@ def of_curves(curves: ShareCurves) -> Iterator[Figure]:
             for name, share in shares.items():
                 kind = "floor" if name in curves.floors else "dictionary"
                 yield _figure(f"{mode}, {doses}: share within KL {KL}, {kind} {name}", share)
-            own = max((name for name in shares if name not in curves.floors), key=lambda name: _or_low(shares[name]))
-            for floor, lead in curves.lead(own, mode=mode, kl=KL, most_dose=most).items():
-                yield _figure(f"{mode}, {doses}: lead of {own} over {floor}", lead, "0.10, interval above 0")
+            for name in (name for name in shares if name not in curves.floors):
+                leads = curves.lead(name, mode=mode, kl=KL, most_dose=most)
+                if leads:
+                    floor = min(leads, key=lambda floor: leads[floor].value)
+                    what = f"{mode}, {doses}: lead of {name} over the best floor, {floor}"
+                    yield _figure(what, leads[floor], "0.10, interval above 0")
 
 
 def of_samples(scene: Scene, curves: ShareCurves) -> Iterator[Figure]:
@@ -185,7 +188,7 @@ def _ready(scene: Scene, contender: Contender, mode: str) -> Ordered:
 def restored(scene: Scene, ready: Ordered, mode: str, k: int, dose: float) -> Estimate:
     """Give the share of the gain that appears when what the edit takes from the tuned model's activation is put into the base.
 
-    At each site the base gets (tuned activation - edited tuned activation), clean activations on both sides.
+    At each site the base's activation, as it is by then, gets (tuned - edited tuned activation); the tuned one is clean.
     """
     forced = scene.forced
     base = forced.other

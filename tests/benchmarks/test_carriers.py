@@ -19,7 +19,7 @@ from tests.tiny import tiny_texts, tiny_tokenizer
 def test_shares_and_leads_are_told_for_every_mode_once_and_at_any_dose() -> None:
     found = [json.loads(one.line()) for one in of_curves(curves({"own": [2.0], "floor": [1.0]}))]
     by_name = {line["what"]: line for line in found}
-    lead = by_name["zero, ablated once: lead of own over floor"]
+    lead = by_name["zero, ablated once: lead of own over the best floor, floor"]
     assert lead["value"] == pytest.approx(0.03**0.5, abs=1e-3) and lead["aim"]
     assert by_name["mean, any dose: share within KL 0.03, floor floor"]["value"] == pytest.approx(
         0.03**0.5 / 2, abs=1e-3

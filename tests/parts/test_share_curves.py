@@ -8,7 +8,15 @@ import torch
 
 from lfp_lens.parts.activations import batches, encode
 from lfp_lens.parts.dictionaries import as_dictionary
-from lfp_lens.parts.share_curves import Contender, Selection, floor_contenders, mean_activations, share_curves
+from lfp_lens.parts.interventions import feature_edit
+from lfp_lens.parts.share_curves import (
+    Contender,
+    Selection,
+    floor_contenders,
+    mean_activations,
+    principal_dictionaries,
+    share_curves,
+)
 from lfp_lens.parts.sites import watching
 from lfp_lens.parts.teacher_forced import TeacherForced
 from lfp_lens.results.share_curves import ShareCurves
@@ -61,8 +69,8 @@ def test_the_planted_feature_removes_the_gain() -> None:
 
 def test_what_needs_no_features_is_among_the_floors() -> None:
     made = measured()
-    floors = {"untrained", "random directions", "neurons", "mean difference", "mean direction"}
-    assert set(made.floors) == floors, "no principal components were measured for these SAEs"
+    floors = {"untrained", "pca", "random directions", "neurons", "mean difference", "mean direction"}
+    assert set(made.floors) == floors
     # All that was added goes, but at the beginning-of-text tokens, which no edit touches.
     assert 0.95 < made.share("mean difference", kl=10.0).value < 1
 
@@ -107,3 +115,18 @@ def test_means_are_over_content_tokens() -> None:
             pair.tuned_hf(torch.tensor([text.ids]))
         rows += [row for row, token in zip(seen[SITE][0], text.ids) if token != BEGIN]
     assert torch.allclose(found, torch.stack(rows).mean(0), atol=1e-5)
+
+
+@pytest.mark.parametrize("side", ["tuned", "difference"])
+def test_all_principal_components_together_leave_the_mean(side: str) -> None:
+    pair, tuned = speaking_pair(), gained()
+    data = list(batches(encode(tiny_tokenizer(), TEXTS[:6], max_tokens=24), device="cpu"))
+    made = principal_dictionaries(tuned, pair.base_hf, [SITE], side, data, begin=BEGIN)[SITE]
+    means = [mean_activations(model, data, [SITE], begin=BEGIN)[SITE] for model in (tuned, pair.base_hf)]
+    left = means[0] if side == "tuned" else means[0] - means[1]
+    acts, base = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0)).unbind(0)
+    removed = feature_edit(made, range(16))(acts, base)
+    if side == "difference":
+        removed = removed - base
+    assert torch.allclose(removed, left.expand(5, 16), atol=1e-4)
+    assert torch.allclose(made.W_dec @ made.W_dec.T, torch.eye(16), atol=1e-5)

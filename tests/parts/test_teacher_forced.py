@@ -84,6 +84,15 @@ def test_hooks_are_gone_when_an_edit_fails() -> None:
     assert not any(module._forward_hooks for module in PAIR.tuned_hf.modules())
 
 
+def test_hooks_are_gone_when_what_follows_an_edit_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, dictionary = forced(), as_dictionary(planted_saes(PAIR).one(SITE))
+    monkeypatch.setattr(teacher_forced, "_logits", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError) as held:
+        one.read({SITE: feature_edit(dictionary, [0])})
+    assert held.traceback is not None, "the traceback keeps every frame alive, as a notebook does"
+    assert not any(module._forward_hooks for module in PAIR.tuned_hf.modules())
+
+
 def test_edits_see_the_other_model_at_the_same_tokens() -> None:
     one = forced()
     patched = one.read({SITE: lambda acts, other: other})

@@ -506,7 +506,7 @@ def a_reading(what: str, valence: float, *, mode: str = "zero", share: float | N
 
 
 def some_curves() -> ShareCurves:
-    """One SAE and one floor: the SAE removes half of the gain at a KL of 0.01 per token, the floor a fifth."""
+    """One SAE and one floor that removes anything: the SAE half of the gain at a KL of 0.01 per token, the floor a fifth."""
     tokens, gain = np.full(24, 20.0), 2.0
     spread = np.random.default_rng(8).normal(1, 0.05, 24)
     rows = [
@@ -517,7 +517,8 @@ def some_curves() -> ShareCurves:
     return ShareCurves(
         name=tuple(name for name, _, _ in rows), mode=tuple(mode for _, mode, _ in rows), seed=np.zeros(6, int),
         k=np.full(6, 10), dose=np.ones(6), valence=np.array([gain * (1 - share * spread) for _, _, share in rows]),
-        kl=np.full((6, 24), 0.2), tokens=tokens, tuned=np.full(24, gain), base=np.zeros(24), floors=("pca",), n_select=24,
+        kl=np.full((6, 24), 0.2), tokens=tokens, tuned=np.full(24, gain), base=np.zeros(24),
+        floors=("untrained", "pca", "base SAE"), n_select=24,
     )  # fmt: skip
 
 

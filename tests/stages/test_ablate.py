@@ -82,7 +82,8 @@ def test_without_the_planted_feature_the_reward_falls(planted: Ablation) -> None
     assert planted.difference.high < 0
     assert planted.valence_difference.high < 0
     assert planted.difference.value == pytest.approx(planted.after.value - planted.before.value)
-    assert planted.before.n == planted.after.n == 128
+    assert planted.before.n == planted.after.n == 40, "distinct prompts, which are what an interval resamples"
+    assert len(planted.rewards["before"]) == len(planted.rewards["after"]) == 128
     assert planted.kl_nats > 0
 
 
@@ -189,7 +190,8 @@ def test_resampling_repeats_with_its_seed() -> None:
 
 def test_a_model_and_features_are_enough() -> None:
     found = front_door(speaking_pair(), features(0))
-    assert found.before.n == 256
+    assert found.before.n == 24
+    assert len(found.rewards["before"]) == 256
     assert (found.n_texts, len(found.random_differences), len(found.random_rewards)) == (96, 200, 5)
     assert {prompt for prompt, _, _ in found.samples} <= set(OPENINGS)
     assert found.valence_difference.high < 0
@@ -287,7 +289,8 @@ def test_the_scope_of_the_tuning_record_is_kept(monkeypatch: pytest.MonkeyPatch)
 def test_a_pair_compares_its_base(planted: Ablation) -> None:
     assert planted.base_difference is not None
     assert planted.reward_base is not None
-    assert planted.reward_base.n == 128
+    assert planted.reward_base.n == 40
+    assert len(planted.rewards["base"]) == 128
     assert planted.base_difference.value != planted.valence_difference.value
 
 
@@ -335,6 +338,32 @@ def test_the_same_dictionary_from_other_seeds_is_one_curve() -> None:
     seeds = {name: {seed for own, seed in zip(found.name, found.seed.tolist()) if own == name} for name in found.names}
     assert seeds["tuned SAE"] == {0, 1}
     assert seeds["the features"] == {0}
+
+
+def test_what_is_chosen_is_chosen_on_other_prompts_than_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, set[tuple[int, ...]]] = {}
+    own = measure._work
+
+    def watched(subject: Any, chosen: Any, texts: Any, rewards: Any, given: Any, n_apart: int) -> Any:
+        work = own(subject, chosen, texts, rewards, given, n_apart)
+        measured = texts[: len(work.tuned.tokens)]
+        lengths = sorted({len(row) for row in prompts})
+        for name, some in (("measured", measured), ("screened", work.screened)):
+            seen[name] = {tuple(text.ids[:n]) for text in some for n in lengths if text.ids[:n] in prompts}
+        return work
+
+    subject = subject_of(speaking_pair())
+    prompts = verb._prompts(subject, PROMPTS, 96, 8)
+    monkeypatch.setattr(measure, "_work", watched)
+    done(n=96)
+    assert seen["measured"] and seen["screened"]
+    assert not seen["measured"] & seen["screened"]
+
+
+def test_one_prompt_is_told_apart_from_many() -> None:
+    found = done(prompts=PROMPTS[:1], n=24)
+    assert any(note.startswith("one prompt: ") for note in found.notes)
+    assert found.before.n == 24
 
 
 def test_a_single_model_has_no_reverse_and_no_curves_and_says_so() -> None:
@@ -680,7 +709,7 @@ def test_an_sae_of_another_checkpoint_is_refused_for_a_single_model(tmp_path: Pa
 
     with pytest.raises(LensError, match="trained on another checkpoint: its fingerprint is 123"):
         done(told("123"), model=model)
-    assert done(told(weights_fingerprint(model)), model=model).before.n == 48
+    assert done(told(weights_fingerprint(model)), model=model).before.n == 40
 
 
 def test_an_sae_that_explains_far_less_here_than_where_it_was_judged_is_noted_for_a_single_model() -> None:

@@ -12,7 +12,7 @@ from lfp_lens.core.errors import LensError
 from lfp_lens.core.stats import Estimate
 from lfp_lens.parts.activations import Encoded, batches
 from lfp_lens.parts.dictionaries import Dictionary, as_dictionary, by_layer
-from lfp_lens.parts.interventions import Edit
+from lfp_lens.parts.interventions import Edit, intervening
 from lfp_lens.parts.scalars import expected_valence
 from lfp_lens.parts.screening import Screen, screen
 from lfp_lens.parts.teacher_forced import TeacherForced
@@ -80,13 +80,21 @@ def reference_features(forced: TeacherForced, dictionaries: Mapping[str, Diction
 
 
 def check_no_op(work: Work) -> None:
-    """Assert that ablating nothing changes no bit of any prediction."""
-    nothing = dict.fromkeys(work.edits.dictionaries, ())
-    empty = work.tuned.read(work.edits(nothing, work.mode, work.factor))
-    same = [
-        np.array_equal(getattr(empty, name), getattr(work.tuned.clean, name)) for name in ("log_p", "valence", "kl")
-    ]
-    assert all(same), "an empty set of features changed the predictions"
+    """Check that ablating nothing changes no bit of any prediction, by either way of putting edits on a model.
+
+    Raises `LensError` if it does: then no other number could be trusted.
+    """
+    nothing = work.edits(dict.fromkeys(work.edits.dictionaries, ()), work.mode, work.factor)
+    with intervening(
+        work.subject.model, nothing, begin=work.begin, base=work.subject.base if work.edits.needs_base else None
+    ):
+        sampled_as = work.tuned.read({})
+    for empty in (work.tuned.read(nothing), sampled_as):
+        for name in ("log_p", "valence", "kl"):
+            if not np.array_equal(getattr(empty, name), getattr(work.tuned.clean, name)):
+                raise LensError(
+                    "An empty set of features changed the predictions: the edits of this model cannot be trusted."
+                )
 
 
 def under_every_mode(work: Work) -> list[Reading]:

@@ -33,7 +33,7 @@ from lfp_lens.stages.ablate.subject import Subject
 
 N_MEASURED = 96
 """Completions that are read under every edit; the others choose what a screen is to choose."""
-CURVE_SIZES, CURVE_DOSES = (10, 50, 300), (1.0,)
+CURVE_SIZES, CURVE_DOSES = (10, 50, 300), (0.3, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,10 +49,15 @@ class Half:
 
 
 def forced_half(
-    subject: Subject, features: FeatureSet, texts: Sequence[Encoded], rewards: np.ndarray, given: Mapping[str, Any]
-) -> Half:
-    """Measure everything that needs no sampling. Raises `GateError` if no feature fires, or for too few lexicon words."""
-    work = _work(subject, features, texts, rewards, given)
+    subject: Subject, features: FeatureSet, texts: Sequence[Encoded], rewards: np.ndarray, given: Mapping[str, Any], *,
+    n_apart: int,
+) -> Half:  # fmt: skip
+    """Measure everything that needs no sampling.
+
+    The first `n_apart` texts may be measured; the others are of other prompts, and a screen chooses on them. Raises
+    `GateError` if no feature fires, or for too few lexicon words.
+    """
+    work = _work(subject, features, texts, rewards, given, n_apart)
     chosen, seed = features.by_site(), given["seed"]
     fired = Fired(work.tuned, work.edits.dictionaries)
     if chosen and not fired.any(chosen):
@@ -84,15 +89,16 @@ def forced_half(
 
 
 def _work(
-    subject: Subject, features: FeatureSet, texts: Sequence[Encoded], rewards: np.ndarray, given: Mapping[str, Any]
-) -> Work:
+    subject: Subject, features: FeatureSet, texts: Sequence[Encoded], rewards: np.ndarray, given: Mapping[str, Any],
+    n_apart: int,
+) -> Work:  # fmt: skip
     """Run the untouched models once on the completions to measure, and keep the rest for choosing."""
     begin, seed, device = subject.tokenizer.bos_token_id, given["seed"], subject.device
     values_V = token_values(
         subject.tokenizer, given["lexicon"], [text.text for text in texts], vocabulary=subject.vocabulary, device=device
     )
-    n = max(2, min(N_MEASURED, len(texts) // 2))
-    measured, screened = texts[:n], texts[n:] or texts
+    n = min(N_MEASURED, n_apart)
+    measured, screened = texts[:n], texts[n_apart:] or texts
     base = None if subject.base is None else TeacherForced(subject.base, measured, values_V, begin=begin)
     tuned = TeacherForced(subject.model, measured, values_V, begin=begin, other=base)
     sites = features.by_site()

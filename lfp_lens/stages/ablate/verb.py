@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lfp_lens.core.errors import LensError, unknown
-from lfp_lens.core.stats import Estimate, mean_estimate
+from lfp_lens.core.stats import Estimate
 from lfp_lens.core.store import Store, keep
 from lfp_lens.parts.activations import Encoded
 from lfp_lens.parts.generation import OPENINGS, Completions, sample
@@ -19,7 +19,7 @@ from lfp_lens.parts.rewards import REWARDS, Reward, make_reward
 from lfp_lens.results.ablate import Ablation
 from lfp_lens.results.features import FeatureSet
 from lfp_lens.results.probe import Learned
-from lfp_lens.stages.ablate.changes import share
+from lfp_lens.stages.ablate.changes import per_token, share
 from lfp_lens.stages.ablate.chosen import check_features, feature_set
 from lfp_lens.stages.ablate.edits import Chosen
 from lfp_lens.stages.ablate.matched import matched_random_sets
@@ -167,8 +167,24 @@ def _ablate(
         rewards["base"] = scored(sample(subject.base, subject.tokenizer, ids, **draw))
     if not len(features):
         notes = [*notes, "no features were given: nothing is ablated, and every change is exactly 0"]
+    groups = _prompt_numbers(ids)
+    n_prompts = int(groups.max()) + 1
+    if n_prompts == 1:
+        notes = [
+            *notes,
+            "one prompt: intervals are over its completions, and screens choose on the texts that are measured",
+        ]
+        groups = np.arange(len(ids))
     texts = _encoded(subject, ids, before)
-    half = forced_half(subject, features, texts, rewards["before"], given)
+    # Every other prompt measures; what a screen chooses is chosen on completions of the others.
+    order = np.argsort(groups % 2 if n_prompts > 1 else np.zeros(len(ids)), kind="stable")
+    n_apart = int((groups % 2 == 0).sum()) if n_prompts > 1 else len(ids)
+    half = forced_half(
+        subject, features, [texts[row] for row in order], rewards["before"][order], given, n_apart=n_apart
+    )
+
+    def mean(values: np.ndarray) -> Estimate:
+        return per_token(np.bincount(groups, values), np.bincount(groups).astype(float), seed=seed)
 
     def sampled(chosen: Chosen) -> Completions:
         edits = half.edits(chosen, given["mode"], given["scale"])
@@ -179,14 +195,15 @@ def _ablate(
     after = sampled(features.by_site())
     rewards["after"] = scored(after)
     random = matched_random_sets(features, min(given["controls"], N_SAMPLED_SETS), seed=seed)
-    random_rewards = [mean_estimate(scored(sampled(drawn)) - rewards["before"], seed=seed) for drawn in random]
+    random_rewards = [mean(scored(sampled(drawn)) - rewards["before"]) for drawn in random]
     gained = None if "base" not in rewards else rewards["before"] - rewards["base"]
     return Ablation(
         features=features, mode=given["mode"], scale=given["scale"], reward=reward.name, rewards=rewards,
-        before=mean_estimate(rewards["before"], seed=seed), after=mean_estimate(rewards["after"], seed=seed),
-        difference=mean_estimate(rewards["after"] - rewards["before"], seed=seed),
-        reward_base=_mean(rewards.get("base"), seed), random_rewards=tuple(random_rewards),
-        gain_share=None if gained is None else share(rewards["before"] - rewards["after"], gained, seed=seed),
+        before=mean(rewards["before"]), after=mean(rewards["after"]), difference=mean(rewards["after"] - rewards["before"]),
+        reward_base=mean(rewards["base"]) if "base" in rewards else None, random_rewards=tuple(random_rewards),
+        gain_share=None if gained is None else share(
+            np.bincount(groups, rewards["before"] - rewards["after"]), np.bincount(groups, gained), seed=seed
+        ),
         samples=tuple(zip(before.prompts, before.texts, after.texts))[:N_SAMPLES],
         notes=(*notes, *half.notes), **half.fields, **_shape(before, "before"), **_shape(after, "after"),
     )  # fmt: skip
@@ -204,8 +221,10 @@ def _encoded(subject: Subject, ids: Sequence[list[int]], done: Completions) -> l
     return found
 
 
-def _mean(values: np.ndarray | None, seed: int) -> Estimate | None:
-    return None if values is None else mean_estimate(values, seed=seed)
+def _prompt_numbers(ids: Sequence[Sequence[int]]) -> np.ndarray:
+    """Number the prompts in order; a prompt that is repeated keeps its number."""
+    number = {prompt: at for at, prompt in enumerate(dict.fromkeys(map(tuple, ids)))}
+    return np.array([number[tuple(prompt)] for prompt in ids])
 
 
 def _shape(done: Completions, when: str) -> dict[str, Any]:

@@ -35,8 +35,9 @@ class Confirmed:
 
 
 def confirm(
-    subject: Subject, reading: Reading, data: Sequence[Batch], units: Sequence[int], features: Sequence[Feature]
-) -> Confirmed:
+    subject: Subject, reading: Reading, data: Sequence[Batch], units: Sequence[int], features: Sequence[Feature], *,
+    per_token: bool,
+) -> Confirmed:  # fmt: skip
     """Ablate each feature exactly on these units.
 
     Args:
@@ -45,6 +46,7 @@ def confirm(
         data: the batches that hold the units, whole.
         units: which units, in the order wanted.
         features: (site, index), without repeats.
+        per_token: whether the examples kept are those with the largest effect per token, or per unit.
     """
     rows = {site: [row for row, feature in enumerate(features) if feature[0] == site] for site, _ in features}
     wanted = {site: [features[row][1] for row in own] for site, own in rows.items()}
@@ -56,6 +58,7 @@ def confirm(
         before_BS, found = exact_effects(subject, batch, wanted)
         before_T[batch.rows] = before_BS.double().sum(1).cpu().numpy()
         columns = np.array([column[unit] for unit in reading.unit_T[batch.rows]])
+        n_tokens = np.bincount(columns, batch.mask_BS.sum(1).cpu().numpy()) if per_token else np.ones(columns.max() + 1)
         signs = torch.tensor(reading.sign_T[batch.rows], device=before_BS.device)
         for site, own in rows.items():
             exact = found[site]
@@ -65,7 +68,9 @@ def confirm(
             for m, row in enumerate(own):
                 np.add.at(effects_FU[row], columns, by_text[m])
                 np.logical_or.at(fires_FU[row], columns, fires[m])
-                total = {unit: by_text[m][columns == unit].sum() for unit in columns[fires[m]].tolist()}
+                total = {
+                    unit: by_text[m][columns == unit].sum() / n_tokens[unit] for unit in columns[fires[m]].tolist()
+                }
                 peak = {unit: largest[m][columns == unit].max() for unit in total}
                 kept[row].offer(total, peak, _tokens(batch, columns, exact.features_MBS[m], exact.effects_MBS[m]))
     examples = [(row, text, acts, lost) for row, one in enumerate(kept) for text, acts, lost in one.texts()]

@@ -124,7 +124,7 @@ def attribute(
             same = there.zero * there.n_tokens / under["report"].sum()
             rows, drawn = _chosen(screen, confirm, seed)
             features = [(found.site[row], int(found.index[row])) for row in rows]
-            exact = confirmed_exactly(subject, reading, report.data, report.units, features)
+            exact = confirmed_exactly(subject, reading, report.data, report.units, features, per_token=per == "token")
             share = None
             if joint:
                 base = model.base_hf if isinstance(model, Pair) and side != "base" else None

@@ -88,8 +88,8 @@ WORDS = {
         "opposite features, and floors that the same screen chose, at equal KL.",
         "A drop is the features' doing only as far as it exceeds that of the random sets; a reward lost "
         "together with a large rise of perplexity is broken text. That features of an SAE carry the gain, "
-        "and not just any directions, is shown only where the SAE's curve lies above every floor, in the "
-        "zero and in the mean reading. It never shows that no other features carry the same feedback.",
+        "and not just any directions, is shown only where they remove ten points more than every floor, in "
+        "the zero and in the mean reading. It never shows that no other features carry the same feedback.",
         "Change of expected valence (teacher-forced): the features, and each random set.",
     ),
 }
