@@ -89,6 +89,7 @@ def carriers(
             curves = share_curves(
                 scene.forced, contenders(scene), scene.selection, modes=modes, sizes=sizes, doses=DOSES
             )
+        (folder / "curves").mkdir(exist_ok=True)
         write_record(curves, folder / "curves")
         yield from of_curves(curves)
         yield from of_samples(scene, curves)
