@@ -134,15 +134,20 @@ def neurons(model: Any, site: str) -> Dictionary:
 
 
 def components(site: str, mean_D: torch.Tensor, basis_CD: torch.Tensor, side: str) -> Dictionary:
-    """Give orthonormal directions as a dictionary: how far an activation (of `difference`, the change) lies along each from
-    the mean. A feature may be negative; removing it projects the activation back to the mean along it."""
+    """Give orthonormal directions as a dictionary of two features each: how far an activation (of `difference`, the change)
+    lies beyond the mean along the direction, and against it.
+
+    A half-line has a mean of its own, as an SAE feature has, so that setting it to 0 shifts the site too. Signed components
+    do not, and are the weaker floor.
+    """
     own = "difference" if side == "difference" else "tuned"
+    both_FD = torch.cat([basis_CD, -basis_CD])
 
     def few(chosen: torch.Tensor) -> Read:
-        some_CD = basis_CD[chosen]
-        return lambda acts, base: (joined(own, acts, base).float() - mean_D) @ some_CD.T
+        some_FD = both_FD[chosen]
+        return lambda acts, base: ((joined(own, acts, base).float() - mean_D) @ some_FD.T).relu()
 
-    return Dictionary(site, few(torch.arange(len(basis_CD), device=basis_CD.device)), basis_CD, own, few)
+    return Dictionary(site, few(torch.arange(len(both_FD), device=both_FD.device)), both_FD, own, few)
 
 
 def mean_difference(site: str, tuned_D: torch.Tensor, base_D: torch.Tensor) -> Dictionary:

@@ -42,8 +42,11 @@ SETS: dict[str, dict[str, Any]] = {
     "dense": {"sides": ("difference",), "sizes": (1,), "architecture": "topk", "k": 32},
     "tied": {"sides": ("tuned",), "sizes": (2,), "architecture": "tied"},
     "crosscoder": {"sides": ("both",), "sizes": (2,), "architecture": "topk", "k": 16},
-    "base": {"sides": ("base",), "sizes": (2,), "architecture": "topk", "k": 16},
+    "base topk": {"sides": ("base",), "sizes": (2,), "architecture": "topk", "k": 16},
+    "base tied": {"sides": ("base",), "sizes": (2,), "architecture": "tied"},
 }
+OWN_FLOORS = ("untrained", "random directions")
+"""Floors that every kind of dictionary has of its own; the others are the same for all."""
 SIZES, DOSES, MODES = (10, 50, 150, 300, 500), (1.0, 2.0, 4.0), ("zero", "mean", "resample")
 ANY_DOSE = 4.0
 KL = 0.03
@@ -121,15 +124,20 @@ def contenders(scene: Scene) -> Iterator[Contender]:
                 records = saes.select(side=side, size=size, seed=seed)
                 made = {one.site: as_dictionary(one) for one in records}
                 yield Contender(name, made, seed=seed, is_floor=side == "base")
-    tuned, base = scene.pair.tuned_hf, scene.pair.base_hf
-    topk = scene.saes["topk"]
-    yield from floor_contenders(
-        tuned, base, topk.select(side="tuned", size=1, seed=0), scene.selection, begin=scene.begin
-    )
-    change = topk.select(side="difference", size=1, seed=0)
-    for floor in floor_contenders(tuned, base, change, scene.selection, begin=scene.begin):
-        if floor.name in ("untrained", "pca", "random directions"):
-            yield replace(floor, name=f"{floor.name} of the difference")
+    asked: set[str] = set()
+    for kind, saes in scene.saes.items():
+        for side in sorted({one.side for one in saes.saes} - {"base"}):
+            size = min(one.size for one in saes.saes if one.side == side)
+            records = saes.select(side=side, size=size, seed=0)
+            for floor in floor_contenders(
+                scene.pair.tuned_hf, scene.pair.base_hf, records, scene.selection, begin=scene.begin
+            ):
+                name = f"{floor.name}, {kind} {side}" if floor.name in OWN_FLOORS else floor.name
+                if floor.name == "pca" and side == "difference":
+                    name = "pca of the difference"
+                if name not in asked:
+                    asked.add(name)
+                    yield replace(floor, name=name)
 
 
 def of_curves(curves: ShareCurves) -> Iterator[Figure]:

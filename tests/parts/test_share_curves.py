@@ -125,8 +125,9 @@ def test_all_principal_components_together_leave_the_mean(side: str) -> None:
     means = [mean_activations(model, data, [SITE], begin=BEGIN)[SITE] for model in (tuned, pair.base_hf)]
     left = means[0] if side == "tuned" else means[0] - means[1]
     acts, base = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0)).unbind(0)
-    removed = feature_edit(made, range(16))(acts, base)
+    removed = feature_edit(made, range(32))(acts, base)
     if side == "difference":
         removed = removed - base
     assert torch.allclose(removed, left.expand(5, 16), atol=1e-4)
-    assert torch.allclose(made.W_dec @ made.W_dec.T, torch.eye(16), atol=1e-5)
+    assert torch.allclose(made.W_dec[:16] @ made.W_dec[:16].T, torch.eye(16), atol=1e-5)
+    assert (made.read(acts, base) >= 0).all(), "each direction is two features, one for either sense"
