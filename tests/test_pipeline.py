@@ -290,7 +290,7 @@ def test_a_refused_verb_passes_its_reason_on_to_what_needs_it(
 
 def test_the_papers_signal_goes_through_to_the_page(copied: Path, written: list[str]) -> None:
     found = run(small(probe__signal="activation_delta"), store=copied, quiet=True)
-    assert written == ["probe", "report"]
+    assert written == ["probe", "ablate", "report"], "Table 7 of `ablate` reads the probe's values"
     assert found.refusals == {}
     assert not found.results["probe"].is_tested
     assert "not tested" in found.summary()

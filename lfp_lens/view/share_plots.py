@@ -31,7 +31,10 @@ def curves(
     """
     title = f"Share of the gain removed within a KL ({mode}-ablation)"
     figure = figure_with(title, "KL to the untouched model (nats per token)", "share of the gain", height=460)
-    figure.update_layout(xaxis={"type": "log"}, yaxis={"rangemode": "tozero"}, legend={"y": -0.22})
+    figure.update_layout(
+        xaxis={"type": "log", "dtick": 1}, yaxis={"rangemode": "tozero"},
+        legend={"orientation": "v", "x": 1.01, "y": 1, "yanchor": "top"},
+    )  # fmt: skip
     shown = {name: share for name, share in lines.items() if np.isfinite(share).any()}
     if not shown:
         return note(figure, "the tuned model gained nothing, so there is no share")
