@@ -159,7 +159,7 @@ def activations_at(
     if not sites:
         raise LensError("Activations are read at at least one site; none given.")
     found: dict[str, torch.Tensor] = {}
-    deepest = max(sites, key=lambda site: (layer_of(site), site.endswith("resid_post")))
+    deepest = max(sites, key=lambda site: (layer_of(site), not is_inner(site), site.endswith("resid_post")))
 
     def keep(site: str) -> Callable[[torch.Tensor], torch.Tensor]:
         def edit(acts_BSD: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,17 @@ import pytest
 import torch
 
 from lfp_lens.core.errors import LensError
-from lfp_lens.parts.sites import activations_at, all_sites, blocks, editing, layer_of, module_at, trunk, watching
+from lfp_lens.parts.sites import (
+    activations_at,
+    all_sites,
+    blocks,
+    down_projection,
+    editing,
+    layer_of,
+    module_at,
+    trunk,
+    watching,
+)
 from tests.tiny import ARCHITECTURES, tiny_model, tiny_pair
 
 EVERY = [f"blocks.{layer}.{hook}" for layer in range(3) for hook in ("hook_mlp_out", "hook_resid_post")]
@@ -180,3 +190,12 @@ def test_the_deepest_blocks_attention_is_skipped_only_where_its_mlp_does_not_rea
             model(ids_BS)
         assert torch.equal(found["blocks.1.hook_mlp_out"], wanted["blocks.1.hook_mlp_out"])
         assert "forward" not in vars(model.gpt_neox.layers[1].attention), "the attention is as it was"
+
+
+@pytest.mark.parametrize("architecture", ["neox", "gpt2", "llama"])
+def test_neurons_are_read_beside_the_output_that_they_make(architecture: str) -> None:
+    model = tiny_model(architecture)
+    ids_BS = torch.arange(5, 11)[None]
+    found = activations_at(model, ids_BS, torch.ones_like(ids_BS), ["blocks.1.mlp.hook_post", "blocks.1.hook_mlp_out"])
+    made = down_projection(model, 1)(found["blocks.1.mlp.hook_post"])
+    assert torch.allclose(made, found["blocks.1.hook_mlp_out"], atol=1e-5)
