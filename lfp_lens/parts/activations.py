@@ -41,6 +41,12 @@ class Batch:
         real_BS = self.mask_BS.bool()
         return real_BS if begin is None else real_BS & (self.ids_BS != begin)
 
+    def next_ids(self) -> torch.Tensor:
+        """Give the token that comes after each `[B, S]`; -1 after a text's last one and at padding."""
+        next_BS = torch.full_like(self.ids_BS, -1)
+        next_BS[:, :-1] = torch.where(self.mask_BS[:, 1:].bool(), self.ids_BS[:, 1:], -1)
+        return next_BS
+
 
 def encode(tokenizer: Any, texts: Sequence[str], *, max_tokens: int, keep_end: bool = False) -> list[Encoded]:
     """Tokenise texts with character offsets, beginning-of-text token first, cut to `max_tokens`.

@@ -174,11 +174,9 @@ def predictions(
 ) -> Predictions:
     """Give what a scalar sees at the real tokens of a batch."""
     real_BS = batch.mask_BS.bool()
-    next_BS = torch.full_like(batch.ids_BS, -1)
-    next_BS[:, :-1] = torch.where(real_BS[:, 1:], batch.ids_BS[:, 1:], -1)
     rows = torch.tensor(batch.rows, device=batch.ids_BS.device)
     text_BS = rows[:, None].expand(batch.ids_BS.shape)
-    return Predictions(logits_NV, next_BS[real_BS], text_BS[real_BS], values_V, base_log_p_N)
+    return Predictions(logits_NV, batch.next_ids()[real_BS], text_BS[real_BS], values_V, base_log_p_N)
 
 
 def _keep(

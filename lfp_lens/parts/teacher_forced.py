@@ -116,7 +116,7 @@ class TeacherForced:
             for number, (batch, hidden_BSD) in enumerate(zip(self.batches, hidden)):
                 real_BS = batch.mask_BS.bool()
                 text_N = torch.tensor(batch.rows)[:, None].expand(real_BS.shape)[real_BS.cpu()].numpy()
-                next_N = next_tokens(batch)[real_BS]
+                next_N = batch.next_ids()[real_BS]
                 own_ND = hidden_BSD[real_BS]
                 step = _chunk(self.model)
                 for start in range(0, len(own_ND), step):
@@ -138,13 +138,6 @@ class TeacherForced:
             return self._log_p[number, start]
         clean_ND = self._clean[number][self.batches[number].mask_BS.bool()]
         return torch.log_softmax(_logits(self.model, clean_ND[rows]).float(), dim=-1)
-
-
-def next_tokens(batch: Batch) -> torch.Tensor:
-    """Give the token that comes after each `[B, S]`; -1 after a text's last one."""
-    next_BS = torch.full_like(batch.ids_BS, -1)
-    next_BS[:, :-1] = torch.where(batch.mask_BS[:, 1:].bool(), batch.ids_BS[:, 1:], -1)
-    return next_BS
 
 
 def _of_next(log_p_NV: torch.Tensor, next_N: torch.Tensor) -> torch.Tensor:
