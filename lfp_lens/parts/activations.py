@@ -23,6 +23,8 @@ class Encoded:
     """Character span of each token; (0, 0) for the beginning-of-text token."""
     text: str = ""
     """The text itself, which tells what a token holds beside a word."""
+    n_prompt: int = 0
+    """Tokens at the start that are a prompt: given to the model, not predicted."""
 
 
 @dataclass(frozen=True, eq=False)

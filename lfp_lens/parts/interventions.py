@@ -19,6 +19,9 @@ from lfp_lens.results.train_sae import SAERecord
 
 MODES = ("zero", "mean", "resample", "scale")
 Edit = Callable[..., torch.Tensor]
+"""`edit(acts, base_acts, place)`, activations `[B, S, D]` and the number of each token `[B, S]`; the last two may be None."""
+PLACES = 2**16
+"""After so many tokens the draws of resampling come again."""
 
 
 def feature_edit(
@@ -36,7 +39,7 @@ def feature_edit(
         dictionary: where and what.
         indices: features to replace.
         mode: what ref is: 0 (`zero`, and `scale`), the `mean` of the reference activations, or for every token a token of them
-            drawn at random (`resample`).
+            drawn at random (`resample`): the same one whatever batch the token is in, where the edit is told its place.
         scale: 0 ablates; 1 changes nothing; 2 doubles what the features hold beyond ref; below 0 it turns them round.
         reference_MF: all features `[tokens, F]` on reference text, for `mean` and `resample`.
         seed: of the draws.
@@ -53,8 +56,9 @@ def feature_edit(
     drawn_from = drawn_from.to(some.W_dec.device)
     mean = drawn_from.mean(0)
     generator = torch.Generator().manual_seed(seed)
+    row_of_place = torch.randint(len(drawn_from), (PLACES,), generator=torch.Generator().manual_seed(seed))
 
-    def edit(acts: torch.Tensor, base: torch.Tensor | None = None) -> torch.Tensor:
+    def edit(acts: torch.Tensor, base: torch.Tensor | None = None, place: torch.Tensor | None = None) -> torch.Tensor:
         if not own:
             return acts
         features = some.read(acts, base)
@@ -63,7 +67,10 @@ def feature_edit(
         elif mode == "mean":
             away = features - mean
         else:
-            rows = torch.randint(len(drawn_from), features.shape[:-1], generator=generator)
+            if place is None:
+                rows = torch.randint(len(drawn_from), features.shape[:-1], generator=generator)
+            else:
+                rows = row_of_place[place.cpu() % PLACES]
             away = features - drawn_from[rows.to(drawn_from.device)]
         return acts + ((scale - 1.0) * away @ some.W_dec).to(acts.dtype)
 
@@ -77,7 +84,7 @@ def reconstruction_edit(record: SAERecord, *, device: torch.device | str = "cpu"
     """
     sae = load_sae(record, device=device)
 
-    def edit(acts: torch.Tensor, base: torch.Tensor | None = None) -> torch.Tensor:
+    def edit(acts: torch.Tensor, base: torch.Tensor | None = None, place: torch.Tensor | None = None) -> torch.Tensor:
         made = sae(joined(record.side, acts, base).float())
         if record.side == "both":
             made = made[..., acts.shape[-1] :]
@@ -95,7 +102,7 @@ def intervening(model: Any, edits: Mapping[str, Edit], *, begin: int | None, bas
     Args:
         model: a Hugging Face model or a TransformerLens one.
         edits: site -> edit, called as `edit(acts, base_acts)` with activations `[B, S, D]` of the same tokens; one that
-            returns its argument `acts` changes nothing.
+            returns its argument `acts` changes nothing. Tokens have no place here: resampling draws as the passes come.
         begin: the id of the beginning-of-text token, None where the tokenizer has none.
         base: the base model, where an edit reads it too (`Dictionary.needs_base`). It runs beside the model, unedited, at every
             step (see `companion`). None calls the edits with `base_acts=None`.

@@ -30,7 +30,7 @@ class Reading:
     valence: Float[np.ndarray, " texts"]
     """Expected lexicon value of the next word."""
     log_p: Float[np.ndarray, " texts"]
-    """log p of the text's tokens after the first, in nats."""
+    """log p of the text's tokens after its first one and its prompt, in nats."""
     kl: Float[np.ndarray, " texts"]
     """KL(this || untouched), in nats; 0 for the untouched model."""
 
@@ -55,6 +55,10 @@ class TeacherForced:
         self.batches = list(batches(texts, device=values_V.device, max_batch_tokens=max_batch_tokens))
         self.tokens = np.array([len(text.ids) for text in texts], float)
         """Tokens of each text."""
+        self._n_prompt = torch.tensor([max(text.n_prompt, 1) for text in texts])
+        self.predicted = np.maximum(self.tokens - self._n_prompt.numpy(), 0)
+        """Tokens of each text whose log p is summed."""
+        self._start = torch.tensor(np.cumsum(self.tokens) - self.tokens).long()
         self._acts: dict[str, list[torch.Tensor]] = {}
         self._log_p: dict[tuple[int, int], torch.Tensor] = {}
         with torch.no_grad():
@@ -63,7 +67,8 @@ class TeacherForced:
         """The untouched model."""
 
     def read(self, edits: Mapping[str, Edit], *, other: "TeacherForced | None" = None) -> Reading:
-        """Read the model under edits of (its activations, those of the other model, untouched, at the same tokens or None)."""
+        """Read the model under edits of (its activations, those of the other model, untouched, at the same tokens or None, the
+        number of each token among all tokens of the texts)."""
         with torch.no_grad():
             return self._reading(self._edited(edits, other or self.other))
 
@@ -98,11 +103,13 @@ class TeacherForced:
     def _edited(self, edits: Mapping[str, Edit], other: "TeacherForced | None") -> Iterator[torch.Tensor]:
         for number, batch in enumerate(self.batches):
             content_BS1 = batch.content(self.begin)[..., None]
+            place_BS = self._start[batch.rows][:, None].to(batch.ids_BS.device) + batch.mask_BS.cumsum(1) - 1
 
             def kept(
-                edit: Edit, site: str, acts: torch.Tensor, number: int = number, content_BS1: torch.Tensor = content_BS1
-            ) -> torch.Tensor:
-                new = edit(acts, None if other is None else other.acts(site, number))
+                edit: Edit, site: str, acts: torch.Tensor, number: int = number, content_BS1: torch.Tensor = content_BS1,
+                place_BS: torch.Tensor = place_BS,
+            ) -> torch.Tensor:  # fmt: skip
+                new = edit(acts, None if other is None else other.acts(site, number), place_BS)
                 return acts if new is acts else torch.where(content_BS1, new, acts)
 
             # Yielding inside would leave the hooks on while, and if, what follows fails.
@@ -116,7 +123,9 @@ class TeacherForced:
             for number, (batch, hidden_BSD) in enumerate(zip(self.batches, hidden)):
                 real_BS = batch.mask_BS.bool()
                 text_N = torch.tensor(batch.rows)[:, None].expand(real_BS.shape)[real_BS.cpu()].numpy()
-                next_N = batch.next_ids()[real_BS]
+                # A token is predicted from the place before it.
+                given_BS = batch.mask_BS.cumsum(1) < self._n_prompt[batch.rows][:, None].to(real_BS.device)
+                next_N = batch.next_ids().masked_fill(given_BS, -1)[real_BS]
                 own_ND = hidden_BSD[real_BS]
                 step = _chunk(self.model)
                 for start in range(0, len(own_ND), step):

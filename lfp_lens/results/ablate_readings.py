@@ -36,14 +36,15 @@ class Reading:
     """Share of the tuned-minus-base gain in valence that is removed (for `patched into the base`: restored); None without a
     base, without a gain, and for edits of the base."""
     implicit_reward: Estimate
-    """Change of log p(text) - log p_base(text), nats per token. On the model's own texts it falls with any damage."""
+    """Change of log p(completion) - log p_base(completion) of the edited model, nats per token of the completion; p_base is the
+    untouched base. On the model's own texts it falls with any damage."""
     implicit_slope: Estimate | None
     """Change of the slope of a text's implicit reward on its reward, nats per unit of reward: below 0, rewarded texts lose
     most. None where all rewards are equal."""
     kl: Estimate
     """KL(edited || untouched) per token, nats: the damage at which all this was had."""
     perplexity: float
-    """Of the texts, after the edit."""
+    """Of the completions, after the edit."""
 
 
 @record

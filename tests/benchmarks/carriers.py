@@ -205,7 +205,7 @@ def restored(scene: Scene, ready: Ordered, mode: str, k: int, dose: float) -> Es
     edits = ready.edits(mode, k, dose)
 
     def put(edit: Edit) -> Edit:
-        return lambda acts, tuned: acts + (tuned - edit(tuned, acts))
+        return lambda acts, tuned, place: acts + (tuned - edit(tuned, acts, place))
 
     read = base.read({site: put(edit) for site, edit in edits.items()}, other=forced)
     return _ratio(read.valence - base.clean.valence, forced.clean.valence - base.clean.valence)

@@ -1,5 +1,7 @@
 """Teacher-forced readings: equal to the model's own predictions, hooks gone, both models of a pair."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -66,6 +68,32 @@ def test_kl_is_that_of_the_changed_to_the_untouched_predictions(size: int) -> No
     assert found.kl[row] > 1e-3
 
 
+@pytest.mark.parametrize("mode", ["zero", "mean", "resample"])
+def test_the_size_of_batches_changes_no_reading(mode: str) -> None:
+    dictionary = as_dictionary(planted_saes(PAIR).one(SITE))
+    few, many = (forced(size) for size in (1, 4096))
+    assert len(few.batches) > len(many.batches)
+    reference_MF = few.features(dictionary)
+    edit = {SITE: feature_edit(dictionary, [0, 2], mode=mode, reference_MF=reference_MF)}
+    one, two = few.read(edit), many.read(edit)
+    assert one.kl == pytest.approx(two.kl, rel=1e-3, abs=1e-5) and (one.kl > 0).all()
+    assert one.valence == pytest.approx(two.valence, abs=1e-3)
+
+
+def test_a_prompt_is_given_and_not_predicted() -> None:
+    whole = forced().clean
+    cut = [dataclasses.replace(text, n_prompt=at % 4) for at, text in enumerate(texts())]
+    part = TeacherForced(PAIR.tuned_hf, cut, VALUES, begin=BEGIN, max_batch_tokens=64)
+    for row, text in enumerate(cut):
+        ids, first = torch.tensor([text.ids]), max(text.n_prompt, 1)
+        with torch.no_grad():
+            log_p = PAIR.tuned_hf(ids).logits[0].log_softmax(-1)
+        own = log_p[first - 1 : -1].gather(-1, ids[0, first:, None])
+        assert part.clean.log_p[row] == pytest.approx(float(own.sum()), abs=1e-3)
+        assert part.predicted[row] == len(own) == len(text.ids) - first
+    assert part.clean.valence == pytest.approx(whole.valence, abs=1e-3), "the next word is expected in a prompt too"
+
+
 def test_keeping_the_clean_predictions_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     dictionary = as_dictionary(planted_saes(PAIR).one(SITE))
     kept = forced().read({SITE: feature_edit(dictionary, [0])})
@@ -76,7 +104,7 @@ def test_keeping_the_clean_predictions_changes_nothing(monkeypatch: pytest.Monke
 
 
 def test_hooks_are_gone_when_an_edit_fails() -> None:
-    def broken(acts: torch.Tensor, other: torch.Tensor | None) -> torch.Tensor:
+    def broken(acts: torch.Tensor, other: torch.Tensor | None, place: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError, match="broken"):
@@ -95,9 +123,9 @@ def test_hooks_are_gone_when_what_follows_an_edit_fails(monkeypatch: pytest.Monk
 
 def test_edits_see_the_other_model_at_the_same_tokens() -> None:
     one = forced()
-    patched = one.read({SITE: lambda acts, other: other})
+    patched = one.read({SITE: lambda acts, other, place: other})
     assert not np.allclose(patched.log_p, one.clean.log_p)
-    back = one.other.read({SITE: lambda acts, other: acts + (other - acts)}, other=one)
+    back = one.other.read({SITE: lambda acts, other, place: acts + (other - acts)}, other=one)
     assert not np.allclose(back.log_p, one.other.clean.log_p)
 
 

@@ -14,7 +14,7 @@ import torch
 from lfp_lens import ablate as front_door
 from lfp_lens.core.errors import GateError, LensError
 from lfp_lens.core.store import Store
-from lfp_lens.parts.activations import Encoded
+from lfp_lens.parts.activations import Encoded, encode
 from lfp_lens.parts.checkpoints import TUNING_FILE, weights_fingerprint
 from lfp_lens.parts.dictionaries import Dictionary, as_dictionary
 from lfp_lens.parts.generation import OPENINGS, Completions
@@ -331,6 +331,32 @@ def test_patching_every_direction_gives_the_base_the_tuned_activations() -> None
     assert not part[..., 4:].any()
 
 
+@pytest.mark.parametrize("side", ["tuned", "difference"])
+def test_patching_two_sites_sets_the_tuned_value_at_both_and_adds_nothing_twice(side: str) -> None:
+    """What an earlier patch already moved the base by is not put in again: the later site holds the tuned activation."""
+    pair, sites = speaking_pair(), ("blocks.1.hook_mlp_out", SITE)
+    encoded = encode(tiny_tokenizer(), tiny_texts(3), max_tokens=12)
+    values = torch.zeros(pair.tuned_hf.config.vocab_size)
+    base = TeacherForced(pair.base_hf, encoded, values, begin=0)
+    tuned = TeacherForced(pair.tuned_hf, encoded, values, begin=0)
+
+    def read(acts: torch.Tensor, base_acts: torch.Tensor | None) -> torch.Tensor:
+        return acts if side == "tuned" else acts - base_acts
+
+    whole = {site: Dictionary(site, read, torch.eye(16)) for site in sites}
+    seen: dict[str, torch.Tensor] = {}
+
+    def kept(site: str, edit: Any) -> Any:
+        return lambda *given: seen.setdefault(site, edit(*given))
+
+    edits = patched(whole, dict.fromkeys(sites, range(16)))
+    base.read({site: kept(site, edit) for site, edit in edits.items()}, other=tuned)
+    (batch,) = base.batches
+    content = batch.content(0)
+    for site in sites:
+        assert torch.allclose(seen[site][content], tuned.acts(site, 0)[content], atol=1e-5)
+
+
 def test_the_same_dictionary_from_other_seeds_is_one_curve() -> None:
     again = tuple(dataclasses.replace(one, seed=1) for one in saes().saes)
     found = done(FeatureSet(SAESet((*saes().saes, *again), saes().pair, (), {}), ((SITE, 0),)), floors=True).curves
@@ -443,8 +469,8 @@ def test_the_order_of_the_features_changes_nothing() -> None:
 
 def test_perplexity_and_implicit_reward_are_those_of_the_texts(planted: Ablation) -> None:
     reading = planted.reading()
-    rise = np.log(planted.perplexity_after / planted.perplexity_before) * (planted.n_tokens - planted.n_texts)
-    assert reading.implicit_reward.value == pytest.approx(-rise / planted.n_tokens, rel=1e-6)
+    rise = np.log(planted.perplexity_after / planted.perplexity_before)
+    assert reading.implicit_reward.value == pytest.approx(-rise, rel=1e-6)
     assert planted.perplexity_after == reading.perplexity
     assert planted.implicit_reward_before is not None
 

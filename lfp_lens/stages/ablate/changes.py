@@ -18,6 +18,8 @@ class Scale:
 
     tokens: Float[np.ndarray, " texts"]
     """Tokens of each text."""
+    predicted: Float[np.ndarray, " texts"]
+    """Tokens of each text that log p is summed over: those of the completion."""
     rewards: Float[np.ndarray, " texts"]
     """Reward of each text."""
     tuned: Seen
@@ -39,16 +41,11 @@ class Scale:
         return Reading(
             what=what, mode=mode, scale=scale, n_features=n_features,
             valence=per_token(seen.valence - clean.valence, self.tokens, seed=self.seed), share=shared,
-            implicit_reward=per_token(change, self.tokens, seed=self.seed),
+            implicit_reward=per_token(change, self.predicted, seed=self.seed),
             implicit_slope=slope(change, self.rewards, seed=self.seed),
             kl=per_token(seen.kl, self.tokens, seed=self.seed),
-            perplexity=float(np.exp(-seen.log_p.sum() / predictions(self.tokens).sum())),
+            perplexity=float(np.exp(-seen.log_p.sum() / self.predicted.sum())),
         )  # fmt: skip
-
-
-def predictions(tokens: Float[np.ndarray, " texts"]) -> Float[np.ndarray, " texts"]:
-    """Give how many tokens of each text are predicted: all but the first."""
-    return np.maximum(tokens - 1, 0)
 
 
 def per_token(sums: np.ndarray, tokens: np.ndarray, *, seed: int) -> Estimate:

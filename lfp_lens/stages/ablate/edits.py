@@ -50,13 +50,14 @@ def reconstructed(features: FeatureSet, *, device: Any) -> dict[str, Edit]:
 def patched(dictionaries: Mapping[str, Dictionary], chosen: Chosen) -> dict[str, Edit]:
     """Give the edits of the base that set chosen features to what the tuned model has: the reverse of ablation.
 
-    They are called with the base's activations and the tuned model's at the same tokens: y = x + (f_tuned - f_base) W_dec.
+    They are called with the base's activations and the tuned model's at the same tokens: y = x + (f_tuned - f_base) W_dec. Where
+    an earlier site was patched too, x is what the base has by then, so that a feature becomes the tuned model's and no more.
     """
     return {site: _patch(dictionaries[site].some(list(indices))) for site, indices in chosen.items()}
 
 
 def _patch(some: Dictionary) -> Edit:
-    def edit(acts: torch.Tensor, tuned: torch.Tensor) -> torch.Tensor:
+    def edit(acts: torch.Tensor, tuned: torch.Tensor, place: torch.Tensor | None = None) -> torch.Tensor:
         return acts + ((some.read(tuned, acts) - some.read(acts, acts)) @ some.W_dec).to(acts.dtype)
 
     return edit

@@ -15,7 +15,7 @@ from lfp_lens.parts.valence import token_values
 from lfp_lens.results.features import FeatureSet
 from lfp_lens.results.share_curves import ShareCurves
 from lfp_lens.results.train_sae import SAERecord
-from lfp_lens.stages.ablate.changes import Scale, per_token, predictions, slope
+from lfp_lens.stages.ablate.changes import Scale, per_token, slope
 from lfp_lens.stages.ablate.controls import (
     Work,
     base_dictionaries,
@@ -76,12 +76,12 @@ def forced_half(
     fields = {
         "valence_before": float(clean.valence.sum() / tokens.sum()),
         "valence_gain": None if base is None else per_token(clean.valence - base.valence, tokens, seed=seed),
-        "implicit_reward_before": None if implicit is None else per_token(implicit, tokens, seed=seed),
+        "implicit_reward_before": None if implicit is None else per_token(implicit, work.tuned.predicted, seed=seed),
         "implicit_slope_before": None if implicit is None else slope(implicit, work.scale.rewards, seed=seed),
         "readings": (*readings, *found.readings), "random": tuple(random_sets(work, sets, readings)),
         "dose": tuple(doses(work, readings[0])), "over_base": found.over_base, "over_base_own": found.over_base_own,
         "rates": firing_rates(fired, measured, chosen, sets, given["values"], seed=seed), "curves": curves,
-        "perplexity_before": float(np.exp(-clean.log_p.sum() / predictions(tokens).sum())),
+        "perplexity_before": float(np.exp(-clean.log_p.sum() / work.tuned.predicted.sum())),
         "perplexity_after": next(one.perplexity for one in readings if one.mode == given["mode"]),
         "n_texts": len(tokens), "n_tokens": int(tokens.sum()),
     }  # fmt: skip
@@ -104,7 +104,7 @@ def _work(
     sites = features.by_site()
     dictionaries = _opened([features.sae(site) for site in sites], device)
     edits = Edits(dictionaries, reference_features(tuned, dictionaries), seed=seed)
-    scale = Scale(tuned.tokens, rewards[:n], tuned.clean, None if base is None else base.clean, seed)
+    scale = Scale(tuned.tokens, tuned.predicted, rewards[:n], tuned.clean, None if base is None else base.clean, seed)
     return Work(
         subject, features, tuned, base, edits, scale, screened, values_V, given["mode"], given["scale"], seed
     )  # fmt: skip

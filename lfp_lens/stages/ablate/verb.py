@@ -215,9 +215,9 @@ def _encoded(subject: Subject, ids: Sequence[list[int]], done: Completions) -> l
     starts = [row[:at] for row in whole for at in range(len(row) + 1)]
     ends = iter([len(text) for text in subject.tokenizer.batch_decode(starts, skip_special_tokens=True)])
     found = []
-    for row, text in zip(whole, done.whole):
+    for row, text, n_prompt in zip(whole, done.whole, map(len, ids)):
         edges = [next(ends) for _ in range(len(row) + 1)]
-        found.append(Encoded(row, list(itertools.pairwise(edges)), text))
+        found.append(Encoded(row, list(itertools.pairwise(edges)), text, n_prompt=n_prompt))
     return found
 
 
