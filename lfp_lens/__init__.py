@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lfp_lens.parts.activation_cache import ActivationCache as ActivationCache
     from lfp_lens.parts.activation_cache import open_cache as open_cache
     from lfp_lens.parts.cache import cache as cache
+    from lfp_lens.parts.feature_view import Features as Features
     from lfp_lens.parts.pair import Pair as Pair
     from lfp_lens.parts.pair import load_pair as load_pair
     from lfp_lens.parts.preferences import Preferences as Preferences
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
     from lfp_lens.results import ShareCurves as ShareCurves
     from lfp_lens.results import Triples as Triples
     from lfp_lens.results import Tuning as Tuning
+    from lfp_lens.results.human_check import HumanCheck as HumanCheck
+    from lfp_lens.results.human_check import agreement as agreement
     from lfp_lens.stages.ablate import ablate as ablate
     from lfp_lens.stages.attribute import attribute as attribute
     from lfp_lens.stages.contrast import contrast as contrast
@@ -80,6 +83,7 @@ _HOMES = {
     "organisms.scoring": ("score",),
     "parts.activation_cache": ("ActivationCache", "open_cache"),
     "parts.cache": ("cache",),
+    "parts.feature_view": ("Features",),
     "parts.pair": ("Pair", "load_pair"),
     "parts.preferences": ("Preferences", "load_preferences"),
     "parts.reward_models": ("RewardModel", "load_reward_model"),
@@ -89,6 +93,7 @@ _HOMES = {
         "Match", "PreferenceTriples", "Report", "SAERecord", "SAESet", "Scorecard", "ShareCurves", "Triples",
         "Tuning",
     ),
+    "results.human_check": ("HumanCheck", "agreement"),
     "core.errors": ("GateError", "LensError"),
     "config": ("RunConfig", "load_config", "with_values"),
     # A store reads records of every kind, so it comes with the floor that defines them.

@@ -115,7 +115,7 @@ def open_run(path: str | os.PathLike[str]) -> Run:
 
 def _check_names(config: RunConfig, wanted: tuple[str, ...]) -> None:
     """Refuse what a late verb would refuse, an unknown reward, lexicon, labeller or site, before hours of work."""
-    from lfp_lens.parts.labellers import Setting, make_labeller
+    from lfp_lens.parts.labellers import SPENDING, Setting, make_labeller
     from lfp_lens.parts.lexicons import load_lexicon
     from lfp_lens.parts.rewards import make_reward
     from lfp_lens.parts.sites import layer_of
@@ -126,7 +126,9 @@ def _check_names(config: RunConfig, wanted: tuple[str, ...]) -> None:
         make_reward(config.ablate.reward)
     stated = load_lexicon(config.lexicon)
     if "explain" in wanted:
-        make_labeller(config.explain.labeller, Setting(stated, config.explain.task, Path("replies")))
+        spending = {name: getattr(config.explain, name) for name in SPENDING}
+        for name in filter(None, (config.explain.labeller, config.explain.judge)):
+            make_labeller(name, Setting(stated, config.explain.task, Path("replies"), spending))
     for site in config.sites if isinstance(config.sites, tuple) else ():
         layer_of(site)
 

@@ -20,6 +20,13 @@ Switch = Annotated[bool, Field(title="true or false")]
 SwitchOrNone = Annotated[bool | None, Field(title="true or false, or no such key")]
 Size = Annotated[int | float, Field(gt=0)]
 SizeOrNone = Annotated[Size | None, Field(title="one of train_sae.sizes, or no such key (the smallest)")]
+LABELLERS = r"^[A-Za-z0-9_-]+(:\S+)?$"
+Labeller = Annotated[
+    str, Field(pattern=LABELLERS, title="'lexicon', 'openai:MODEL', 'graph', 'recorded:FILE' or a registered name")
+]
+LabellerOrNone = Annotated[
+    str | None, Field(pattern=LABELLERS, title="'lexicon', 'openai:MODEL', 'graph', 'recorded:FILE', or no such key")
+]
 Side = Literal["base", "tuned"]
 SAESide = Literal["base", "tuned", "difference", "both"]
 Architecture = Literal["standard", "tied", "untied", "topk", "batchtopk", "matryoshka", "jumprelu", "gated"]
@@ -30,6 +37,7 @@ Architectures = Annotated[
 _FromZero = Annotated[int | float, Field(ge=0)]
 _AboveZero = Annotated[int | float, Field(gt=0)]
 _Whole = Annotated[int, Field(ge=1)]
+PricesOrNone = Annotated[tuple[_FromZero, _FromZero] | None, Field(title="two numbers of at least 0, or no such key")]
 NotNegativesOrNone = Annotated[
     _FromZero | Annotated[tuple[_FromZero, ...], Field(min_length=1)] | None,
     Field(title="a number of at least 0, a list of such numbers, or no such key"),

@@ -8,12 +8,17 @@ from lfp_lens.config.kinds import (
     Architectures,
     AtLeastTwo,
     Count,
+    CountOrNone,
     CountsOrNone,
+    Labeller,
+    LabellerOrNone,
     NotNegative,
     NotNegativeCount,
     NotNegativesOrNone,
     Number,
+    PositiveOrNone,
     PositivesOrNone,
+    PricesOrNone,
     SAESide,
     Side,
     Size,
@@ -171,25 +176,42 @@ class AttributeConfig(Strict):
 
 
 class ExplainConfig(Strict):
-    """`[explain]`: descriptions of features."""
+    """`[explain]`: explanations of features."""
 
     section = "explain"
-    labeller: Annotated[
-        str,
-        Field(
-            pattern=r"^[A-Za-z0-9_-]+(:\S+)?$",
-            title="'lexicon', 'openai:MODEL' or a registered name",
-        ),
-    ] = "lexicon"
-    """Who describes: `lexicon` works offline, `openai:MODEL` asks a model."""
+    labeller: Labeller = "lexicon"
+    """Who explains: `lexicon` and `graph` work offline, `openai:MODEL` asks a model, `recorded:FILE` replays answers."""
     task: Text = "positive or negative sentiment"
     """What relevance is judged against."""
     select: Literal["mmcs", "attribution", "all"] = "mmcs"
     """Which features: those found at both sizes, those with the largest effect, or all."""
     k: Count = 10
-    """Features described per site."""
-    n_examples: Count = 5
-    """Texts the labeller sees per feature."""
+    """Features explained per site."""
+    n_examples: Count = 10
+    """Windows where it fires that the labeller sees per feature; half as many where it does not."""
+    scores: Annotated[
+        tuple[Literal["detection", "fuzzing", "simulation"], ...],
+        Field(title="a list of detection, fuzzing, simulation"),
+    ] = ("detection", "fuzzing", "simulation")
+    """How explanations are tried on held-out windows; simulation where the labeller can simulate."""
+    n_random: NotNegativeCount = 20
+    """Random directions explained and scored as a control."""
+    repeat: Switch = False
+    """Whether the labeller is asked again with other windows."""
+    judge: LabellerOrNone = None
+    """A second labeller, asked with the same windows; not given: none."""
+    budget_usd: PositiveOrNone = None
+    """Most USD that a paid labeller may spend; not given: no bound."""
+    budget_tokens: CountOrNone = None
+    """Most tokens of questions and answers together; not given: no bound."""
+    prices: PricesOrNone = None
+    """USD per million tokens of questions and of answers; not given: the package's table."""
+    concurrency: Annotated[int, Field(ge=1, le=1000, title="a whole number from 1 to 1000")] = 16
+    """Requests that run at once."""
+    send: Literal["async", "sync", "batch"] = "async"
+    """How requests are sent: many at once, one after the other, or by the Batch API."""
+    base_url: TextOrNone = None
+    """An OpenAI-compatible server; not given: OPENAI_BASE_URL, or OpenAI's own."""
     max_tokens: Count = 64
     """Tokens read of each text."""
     side: Side = "tuned"

@@ -2,6 +2,7 @@
 
 from lfp_lens.doctor.estimates import estimate
 from lfp_lens.doctor.machine import Finding, examine
-from lfp_lens.doctor.money import Prices, prices
+from lfp_lens.doctor.money import prices
+from lfp_lens.parts.chat import Prices
 
 __all__ = ["Finding", "Prices", "estimate", "examine", "prices"]

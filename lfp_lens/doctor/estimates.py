@@ -9,8 +9,9 @@ from lfp_lens.core.errors import LensError
 from lfp_lens.doctor.costs import Cost, duration, size, tuning_cost
 from lfp_lens.doctor.dictionaries import dictionaries_cost
 from lfp_lens.doctor.machine import Finding, is_here, memory
-from lfp_lens.doctor.money import Prices, calls
+from lfp_lens.doctor.money import Asked, asked_of
 from lfp_lens.doctor.shapes import Shape, shape_of
+from lfp_lens.parts.chat import Prices
 
 if TYPE_CHECKING:
     from lfp_lens.config import RunConfig
@@ -31,7 +32,7 @@ def estimate(config: "str | Path | RunConfig", *, at: Prices | None = None) -> l
 
     Args:
         config: a preset, a .toml file or a config.
-        at: prices of a paid labeller, from `prices`; None names requests and tokens only.
+        at: prices of a paid labeller, from `prices`; None for those of the config, or of the package's dated table.
 
     Raises:
         LensError: if the config itself cannot be used.
@@ -46,7 +47,7 @@ def estimate(config: "str | Path | RunConfig", *, at: Prices | None = None) -> l
     found = [] if loaded.tuned else [("finetune", tuning_cost(loaded, shape, is_timed=is_here(loaded.device)))]
     found.append(("train_sae", dictionaries_cost(loaded, shape, is_timed=is_here(loaded.device))))
     rows = [row for verb, cost in found for row in _rows(verb, cost, loaded)]
-    return [*rows, _asked(loaded, shape, at)]
+    return [*rows, *_paid(loaded, shape, at)]
 
 
 def _rows(verb: str, cost: Cost, config: "RunConfig") -> Iterator[Finding]:
@@ -70,19 +71,26 @@ def _rows(verb: str, cost: Cost, config: "RunConfig") -> Iterator[Finding]:
     )
 
 
-def _asked(config: "RunConfig", shape: Shape, at: Prices | None) -> Finding:
-    labeller = config.explain.labeller
-    if not labeller.startswith("openai:"):
-        return Finding("explain: money", "ok", f"none: the labeller {labeller} asks nobody")
-    asked = calls(config, shape.width, shape.layers)
+def _paid(config: "RunConfig", shape: Shape, at: Prices | None) -> list[Finding]:
+    found = [_asked(one, config) for one in asked_of(config, shape.width, shape.layers, at)]
+    return found or [Finding("explain: money", "ok", f"none: the labeller {config.explain.labeller} asks nobody")]
+
+
+def _asked(asked: Asked, config: "RunConfig") -> Finding:
+    cost, given = asked.cost, config.explain
     told = (
-        f"at most {asked.requests:,} requests for {asked.features:,} features, about {asked.tokens_in:,} tokens of questions and "
-        f"{asked.tokens_out:,} of answers"
+        f"{asked.labeller}, at most {cost.requests:,} requests for {asked.features:,} features, about {cost.tokens_in:,} tokens "
+        f"of questions and {cost.tokens_out:,} of answers"
     )
-    if at is None:
+    if cost.prices is None or cost.usd is None:
         return Finding("explain: money", "warn", f"{told}; name the prices for a sum: --price-in USD --price-out USD")
-    prices = f"at {at.tokens_in:g} and {at.tokens_out:g} USD per million tokens"
-    return Finding("explain: money", "ok", f"about {asked.usd(at):.2f} USD {prices}: {told}")
+    prices = f"at {cost.prices.tokens_in:g} and {cost.prices.tokens_out:g} USD per million tokens ({asked.source})"
+    text = f"about {cost.usd:.2f} USD {prices}: {told}"
+    if given.budget_usd is not None and cost.usd > given.budget_usd:
+        return Finding(
+            "explain: money", "warn", f"{text}. explain.budget_usd of {given.budget_usd:g} will stop it before"
+        )
+    return Finding("explain: money", "ok", text)
 
 
 def _memory(device: str) -> tuple[float | None, str]:

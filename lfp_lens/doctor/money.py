@@ -1,57 +1,38 @@
-"""What a paid labeller will be asked: requests, tokens, and money at the prices that the user names."""
+"""What a paid labeller will be asked, and what that costs at the prices that the user or the package's dated table names."""
 
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lfp_lens.core.errors import LensError
+from lfp_lens.parts.chat import Estimate, Prices, Spending, price_table
 
 if TYPE_CHECKING:
     from lfp_lens.config import RunConfig
 
 PRICE_IN, PRICE_OUT = "LFP_LENS_PRICE_IN", "LFP_LENS_PRICE_OUT"
-CHARACTERS_PER_TOKEN = 4.0
-"""Of English prose in the tokenizers of today's chat models, about."""
-SCHEMA_TOKENS, WINDOW_TOKENS, WINDOWS = 55, 16, 40
-"""Of one answer's JSON schema; a window that is shown; windows in one detection question (20 and 20)."""
-TOKENS_PER_SHOWN, TOKENS_PER_NUMBERED = 5.5, 10.0
-"""A shown token in quotes with its activation; what a numbered text costs beside its tokens."""
-ANSWERS = {"describe": 30, "judge": 12, "detect": 60}
-"""Tokens of one answer, about."""
+PAID = "openai:"
+"""How the names of labellers begin that ask a chat model."""
 
 
 @dataclass(frozen=True)
-class Prices:
-    """What a labeller charges."""
+class Asked:
+    """What one labeller is asked at most; what was answered once is kept on disk and never asked again."""
 
-    tokens_in: float
-    """USD per million tokens of questions."""
-    tokens_out: float
-    """USD per million tokens of answers."""
-
-
-@dataclass(frozen=True)
-class Calls:
-    """What `explain` asks at most; what was answered once is kept on disk and never asked again."""
-
+    labeller: str
+    """Its name."""
     features: int
-    """Features described."""
-    requests: int
-    """Questions sent."""
-    tokens_in: int
-    """Tokens of the questions, about."""
-    tokens_out: int
-    """Tokens of the answers, about."""
-
-    def usd(self, at: Prices) -> float:
-        """Give what they cost."""
-        return (self.tokens_in * at.tokens_in + self.tokens_out * at.tokens_out) / 1e6
+    """Features explained."""
+    cost: Estimate
+    """Questions, their tokens, and the money, about."""
+    source: str
+    """Where the prices are from."""
 
 
 def prices(price_in: float | None = None, price_out: float | None = None) -> Prices | None:
     """Give the prices that were named, by argument or environment (LFP_LENS_PRICE_IN, LFP_LENS_PRICE_OUT).
 
-    No price comes with the package: it would be wrong within months. None if none was named.
+    None if none was named: then the config's own count, or the package's dated table (`lfp_lens.parts.chat.price_table`).
 
     Raises:
         LensError: if one of the two is missing or no number of at least 0.
@@ -78,25 +59,40 @@ def _price(value: str | float | None) -> float | None:
     return price if 0 <= price < float("inf") else None
 
 
-def calls(config: "RunConfig", width: int, layers: int) -> Calls:
-    """Count what `explain` asks: for every feature a description, a judgement, and two detections (one is the control)."""
-    from lfp_lens.parts.labellers import chat
+def asked_of(config: "RunConfig", width: int, layers: int, at: Prices | None = None) -> list[Asked]:
+    """Count what `explain` asks of each paid labeller of a config: the labeller itself, and the judge.
+
+    Args:
+        config: the run.
+        width: of the model.
+        layers: of the model.
+        at: prices that were named; None for the config's, or the package's table.
+    """
+    from lfp_lens.parts.labellers.chat_cost import expected_cost, questions_of
 
     given = config.explain
     sites = min(config.sites, layers) if isinstance(config.sites, int) else len(config.sites)
     per_site = int(width * (given.size or min(config.train_sae.sizes)))
     features = {"mmcs": sites * min(given.k, per_site), "attribution": given.k, "all": sites * per_site}[given.select]
-    fixed = {name: len(text) / CHARACTERS_PER_TOKEN + SCHEMA_TOKENS for name, text in
-             {"describe": chat.DESCRIBE, "judge": chat.JUDGE, "detect": chat.DETECT}.items()}  # fmt: skip
-    asked = {
-        "describe": fixed["describe"] + given.n_examples * WINDOW_TOKENS * TOKENS_PER_SHOWN,
-        "judge": fixed["judge"] + len(given.task) / CHARACTERS_PER_TOKEN + ANSWERS["describe"],
-        "detect": fixed["detect"] + ANSWERS["describe"] + WINDOWS * (WINDOW_TOKENS + TOKENS_PER_NUMBERED),
-    }
-    times = {"describe": 1, "judge": 1, "detect": 2 if features > 1 else 1}
-    return Calls(
-        features=features,
-        requests=features * sum(times.values()),
-        tokens_in=round(features * sum(times[name] * asked[name] for name in times)),
-        tokens_out=features * sum(times[name] * ANSWERS[name] for name in times),
-    )
+    wanted = {given.labeller: questions_of(features, given.scores, given.n_random, is_repeated=given.repeat)}
+    if given.judge is not None and given.judge not in wanted:
+        wanted[given.judge] = questions_of(features, ())
+    found = []
+    for name, numbers in wanted.items():
+        if name.startswith(PAID):
+            charged, source = _charged(config, name.removeprefix(PAID), at)
+            cost = expected_cost(numbers, given.n_examples, given.task, charged)
+            found.append(Asked(name, features, cost, source))
+    return found
+
+
+def _charged(config: "RunConfig", model: str, at: Prices | None) -> tuple[Prices | None, str]:
+    """Give a model's prices and where they are from."""
+    if at is not None:
+        return at, "as you named them"
+    given = config.explain
+    known = Spending(prices=given.prices, send=given.send, base_url=given.base_url).prices_of(model)
+    if given.prices is not None:
+        return known, "as the config names them"
+    table = price_table()
+    return known, f"listed {table['date']}; check {table['check']} before you rely on them"

@@ -3,7 +3,7 @@
 What is not printed but recomputed from printed words (tau-b of Tables 2 and 9) is computed where it is shown.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,6 +42,15 @@ TABLE_5 = {"pythia-70m": (81.38, 92.19), "pythia-160m": (82.4, 90.6), "gpt-neo-1
 """Model -> sign accuracy of positive and of negative words in percent."""
 TABLE_10 = {"pythia-70m": 0.02, "pythia-160m": 0.104, "gpt-neo-125m": 0.097}
 """Model -> Kendall's tau within negative words, computed on word strings."""
+APPENDIX_B = {"tuned": (21, 50), "base": (13, 50)}
+"""Side -> (features whose printed description is about opinions of films, features printed): counted in appendix B's tables."""
+APPENDIX_B_MODEL = "pythia-70m, DistilBERT reward"
+"""The model of Tables 1 and 8 and of appendix B."""
+HUMAN_CHECK: dict[str, Any] = {
+    "n": 40, "accuracy": (0.675, 0.700), "none_rate": (0.20, 0.225), "agreement": 0.875, "kappa": 0.842, "both_right": 0.65,
+}  # fmt: skip
+"""Two annotators of the original's public repository (pythia-70m, HH-RLHF) on the questions that both answered; not in the paper,
+recomputed from its export."""
 
 NOTE = (
     "The public code behind the published tau ranks word strings, not values. On the paper's own 30 words of Table 9 "

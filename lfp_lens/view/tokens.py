@@ -1,7 +1,7 @@
 """Tokens as text coloured by a value: blue above zero, orange below, the number on hover."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -18,6 +18,7 @@ def token_html(
     values: Float[np.ndarray, " tokens"] | Sequence[float],
     *,
     largest: float | None = None,
+    marked: Collection[int] = (),
 ) -> str:
     """Give one HTML span per token, its background as strong as the value is large.
 
@@ -25,6 +26,7 @@ def token_html(
         tokens: as the tokenizer spells them; they are escaped.
         values: one number per token; one that is not finite gets no colour.
         largest: the absolute value of full colour; None takes the largest given.
+        marked: places of tokens to underline, such as the peak.
 
     Raises:
         LensError: if there are not as many values as tokens.
@@ -37,15 +39,26 @@ def token_html(
         raise LensError(f"{len(tokens)} tokens need one value each; values of shape {numbers.shape} given.")
     sizes = np.abs(np.where(np.isfinite(numbers), numbers, 0.0))
     full = (sizes.max(initial=0.0) if largest is None else largest) or 1.0
-    spans = "".join(_span(token, value, full) for token, value in zip(tokens, numbers))
+    spans = "".join(_span(token, value, full, at in marked) for at, (token, value) in enumerate(zip(tokens, numbers)))
     return f'<span class="lens-tokens">{spans}</span>'
 
 
-def _span(token: str, value: float, full: float) -> str:
-    shown = html.escape(token.translate(SPELLED))
+def spelled(token: str) -> str:
+    """Give a token as people read it: the marks that vocabularies use for a space and a line end are replaced.
+
+    >>> spelled("\u0120good")
+    ' good'
+    """
+    return token.translate(SPELLED)
+
+
+def _span(token: str, value: float, full: float, is_marked: bool) -> str:
+    shown = html.escape(spelled(token))
     if not np.isfinite(value):
         return f'<span title="no value">{shown}</span>'
     strength = 0.7 * min(1.0, abs(value) / full)
     hue = ABOVE if value > 0 else BELOW
-    style = f' style="background:rgba({hue}, {strength:.2f})"' if strength >= 0.005 else ""
+    colour = f"background:rgba({hue}, {strength:.2f})" if strength >= 0.005 else ""
+    line = "text-decoration:underline;text-underline-offset:.2em" if is_marked else ""
+    style = f' style="{";".join(filter(None, (colour, line)))}"' if colour or line else ""
     return f'<span title="{value:.3f}"{style}>{shown}</span>'

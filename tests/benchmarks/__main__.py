@@ -10,8 +10,10 @@ from tests.benchmarks.ablated_generation import ablated_generation
 from tests.benchmarks.calibration import calibration
 from tests.benchmarks.carriers import carriers
 from tests.benchmarks.crosscoder import crosscoder
+from tests.benchmarks.explain_features import explain_features
 from tests.benchmarks.feature_screen import feature_screen
 from tests.benchmarks.harvest import harvest
+from tests.benchmarks.labelling import labelling
 from tests.benchmarks.learned_feedback import learned_feedback
 from tests.benchmarks.null_calibration import null_calibration
 from tests.benchmarks.organism_features import organism_features
@@ -27,8 +29,10 @@ BENCHES = {
     "calibration": calibration,
     "carriers": carriers,
     "crosscoder": crosscoder,
+    "explain_features": explain_features,
     "feature_screen": feature_screen,
     "harvest": harvest,
+    "labelling": labelling,
     "learned_feedback": learned_feedback,
     "null_calibration": null_calibration,
     "organism_features": organism_features,

@@ -34,6 +34,7 @@ OTHER_LINES = (
     "calibration",
     "carriers",
     "feature_screen",
+    "labelling",
     "learned_feedback",
     "null_calibration",
     "organism_features",

@@ -249,10 +249,14 @@ def test_a_device_that_is_elsewhere_leaves_time_unknown(monkeypatch: pytest.Monk
 
 
 def test_money_is_told_at_the_prices_that_are_named() -> None:
-    config = with_values(load_config("pythia-70m-hh"), {"device": "cuda:7"})
-    asked = {finding.name: finding for finding in doctor.estimate(config)}["explain: money"]
+    values = {"device": "cuda:7", "explain.scores": ["detection"], "explain.n_random": 0}
+    config = with_values(load_config("pythia-70m-hh"), values)
+    listed = {finding.name: finding for finding in doctor.estimate(config)}["explain: money"]
+    assert listed.status == "ok" and "openai:gpt-4o, at most 450 requests for 150 features" in listed.text
+    assert "USD at 2.5 and 10 USD per million tokens (listed 20" in listed.text and "before you rely on" in listed.text
+    other = with_values(config, {"explain.labeller": "openai:a-model-of-mine"})
+    asked = {finding.name: finding for finding in doctor.estimate(other)}["explain: money"]
     assert asked.status == "warn"
-    assert asked.text.startswith("at most 600 requests for 150 features")
     assert "name the prices for a sum: --price-in USD --price-out USD" in asked.text
     told = {finding.name: finding for finding in doctor.estimate(config, at=Prices(1000, 0))}["explain: money"]
     assert told.status == "ok"

@@ -174,9 +174,10 @@ def test_hostile_text_stays_data_in_the_user_turn(serve: Any, tmp_path: Path) ->
 @pytest.mark.parametrize("unusable", ['{"grade": 6}', '{"grade": "good"}', "I cannot help with that."])
 def test_an_unusable_grade_declines_the_item(serve: Any, tmp_path: Path, unusable: str) -> None:
     server = serve(lambda number, body: unusable)
-    with pytest.raises(Declined, match="the rewriter gave no usable answer"):
-        ChatRewriter("m", tmp_path).grade("", "a b", TASK)
-    assert len(server.requests) == 2 and not list(tmp_path.iterdir())
+    for _ in range(2):
+        with pytest.raises(Declined, match="the rewriter gave no usable answer"):
+            ChatRewriter("m", tmp_path).grade("", "a b", TASK)
+    assert len(server.requests) == 2
 
 
 @pytest.mark.parametrize("unusable", [answered("  "), "no"])
@@ -203,6 +204,6 @@ def test_a_missing_key_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_server_that_refuses_stops_the_work_without_showing_the_key(serve: Any, tmp_path: Path) -> None:
     serve(lambda number, body: 401)
-    with pytest.raises(LensError, match=r"failed on a rewrite: AuthenticationError \(HTTP 401\)") as caught:
+    with pytest.raises(LensError, match=r"openai:m was refused: AuthenticationError \(HTTP 401\)") as caught:
         ChatRewriter("m", tmp_path).rewrite("", "a", "positive", TASK, 1)
     assert "sk-secret" not in str(caught.value)

@@ -42,6 +42,7 @@ from lfp_lens.results.ablate_readings import (
 )
 from lfp_lens.results.effect_examples import EffectExamples
 from lfp_lens.results.explain import Example
+from lfp_lens.results.explain_scores import Agreement, Bill, Scores
 from lfp_lens.results.finetune import Behaviour
 from lfp_lens.results.grid import GridCell
 from lfp_lens.results.joint import Joint
@@ -479,18 +480,38 @@ def a_labels() -> Labels:
             f"the {HOSTILE} mark",
             "commas",
         ),
+        status=("labelled", "labelled", "labelled", "labelled"),
         is_relevant=np.array([True, True, False, False]),
-        detection=np.array([0.86, 0.79, 0.55, np.nan]),
-        detection_shuffled=np.array([0.52, 0.49, 0.5, np.nan]),
-        n_scored=np.array([60, 60, 60, 0]),
+        confidence=np.array([0.9, 0.7, np.nan, np.nan]),
+        pattern=("", f'["{HOSTILE}"]', "", ""),
+        scores=(
+            Scores(
+                "detection", np.array([0.86, 0.79, 0.55, np.nan]), np.array([0.52, 0.49, 0.5, np.nan]),
+                np.array([0.61, 0.55, 0.5]), np.array([40, 40, 40, 0]),
+            ),
+            Scores(
+                "fuzzing", np.array([0.8, 0.7, 0.5, np.nan]), np.array([0.5, 0.55, 0.45, np.nan]), np.array([0.5]),
+                np.array([40, 40, 40, 0]),
+            ),
+        ),
+        agreement=(
+            Agreement(
+                "repeat", "lexicon", np.array([True, False, False, False]), np.ones(4, bool), 0.75,
+                Estimate(0.5, 0.0, 1.0, 4),
+            ),
+        ),
         examples=tuple((example(2 * row), example(2 * row + 1)) for row in range(4)),
+        tokens=(("\u0120lovely", HOSTILE),) * 4,
+        promotes=(("\u0120great", HOSTILE),) * 4,
+        suppresses=(("\u0120awful",),) * 4,
+        bill=Bill(requests=12, cached=3, tokens_in=9000, tokens_out=400, usd=0.03, estimate_usd=0.04, ledger="replies"),
         labeller="lexicon",
         task="positive or negative sentiment",
         select="mmcs",
         side="tuned",
         size=None,
         skipped={},
-    )
+    )  # fmt: skip
 
 
 def a_reading(what: str, valence: float, *, mode: str = "zero", share: float | None = None, **changes: Any) -> Reading:

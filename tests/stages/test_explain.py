@@ -1,9 +1,9 @@
 """explain on a planted pair: each feature fires on one known word, so every label has a right answer."""
 
 import dataclasses
-import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -13,18 +13,13 @@ from lfp_lens.core.stats import Estimate
 from lfp_lens.core.store import Store
 from lfp_lens.parts import harvest, sites
 from lfp_lens.parts.activation_cache import ActivationCache, open_cache
-from lfp_lens.parts.activations import encode
 from lfp_lens.parts.cache import cache as make_cache
-from lfp_lens.parts.harvest import TextBatches
+from lfp_lens.parts.labellers import Evidence, Trial
 from lfp_lens.parts.pair import Pair
 from lfp_lens.results.attribute import Effects
-from lfp_lens.results.explain import Labels
+from lfp_lens.results.explain import Example, Explanation, Labels
 from lfp_lens.results.train_sae import SAESet, SAEWeights
-from lfp_lens.stages.explain import explain, firing
-from lfp_lens.stages.explain.features import Wanted
-from lfp_lens.stages.explain.firing import Firing, collect
-from lfp_lens.stages.explain.windows import strong_level, words_of
-from tests.chat_server import ChatServer, data_of, schema_of
+from lfp_lens.stages.explain import explain
 from tests.results import samples
 from tests.tiny import tiny_pair, tiny_texts, word_saes
 
@@ -48,6 +43,17 @@ def labels(pair: Pair, saes: SAESet) -> Labels:
     return explain(pair, saes, TEXTS, k=4)
 
 
+class Row(NamedTuple):
+    """What was said of a feature."""
+
+    description: str
+    is_relevant: bool
+    detection: float
+    shuffled: float
+    n: int
+    examples: tuple[Example, ...]
+
+
 def effects_on(saes: SAESet, exact: list[float], **changes: Any) -> Effects:
     n, nothing = len(exact), np.full(len(exact), np.nan)
     given = {
@@ -63,114 +69,81 @@ def altered(saes: SAESet, **changes: Any) -> SAESet:
     return dataclasses.replace(saes, saes=tuple(dataclasses.replace(sae, **changes) for sae in saes.saes))
 
 
+def asked(labels: Labels) -> dict[int, Row]:
+    """Give what was said and scored of each feature that fires."""
+    detection = labels.score("detection")
+    return {
+        int(labels.index[row]): Row(
+            labels.description[row], bool(labels.is_relevant[row]), float(detection.own[row]),
+            float(detection.shuffled[row]), int(detection.n[row]), labels.examples[row],
+        )
+        for row, status in enumerate(labels.status) if status == "labelled"
+    }  # fmt: skip
+
+
+def planted(labels: Labels) -> bool:
+    return {index: row.description for index, row in asked(labels).items()} == {
+        index: f"fires on: {word}" for index, word in enumerate(PLANTED)
+    }
+
+
 def test_each_planted_feature_is_described_by_its_word(labels: Labels) -> None:
-    assert labels.description == tuple(f"fires on: {word}" for word in PLANTED)
+    assert planted(labels)
 
 
 def test_the_features_of_rated_words_are_relevant_and_the_others_are_not(labels: Labels) -> None:
-    assert labels.is_relevant.tolist() == [True, True, False, False]
+    assert [row.is_relevant for row in asked(labels).values()] == [True, True, False, False]
     assert labels.relevant.features == ((SITE, 0), (SITE, 1))
 
 
 def test_a_right_description_detects_and_a_shuffled_one_does_not(labels: Labels) -> None:
-    assert (labels.n_scored >= 8).all()
-    assert (labels.detection > 0.9).all()
-    assert (labels.detection_shuffled < 0.75).all()
+    for row in asked(labels).values():
+        assert row.n >= 8 and row.detection > 0.9 and row.shuffled < 0.75
 
 
-def test_a_feature_that_never_fires_is_passed_over_though_it_matches_best(labels: Labels, saes: SAESet) -> None:
+def test_a_right_description_says_which_tokens_and_a_shuffled_one_does_not(labels: Labels) -> None:
+    fuzzing = labels.score("fuzzing")
+    rows = [row for row, status in enumerate(labels.status) if status == "labelled"]
+    assert (fuzzing.n[rows] >= 8).all()
+    assert (fuzzing.own[rows] == 1).all() and (fuzzing.shuffled[rows] < 0.75).all()
+
+
+def test_a_feature_that_never_fires_is_listed_as_dead_and_not_asked_about(pair: Pair, saes: SAESet) -> None:
+    """It matches best, so that it heads the list; the next one is taken in its place."""
     assert saes.match(saes.one(SITE)).ranked()[0] == 4
-    assert labels.index.tolist() == [0, 1, 2, 3]
+    recorder = Recorder()
+    found = explain(pair, saes, TEXTS, k=4, labeller=recorder, n_random=0)
+    assert found.index.tolist() == [4, 0, 1, 2, 3]
+    assert found.status == ("dead", *["labelled"] * 4)
+    assert recorder.asked == [f"{SITE} {index}" for index in range(4)]
+    assert found.description[0] == "" and found.examples[0] == () and np.isnan(found.detection[0])
+    assert not found.is_relevant[0]
 
 
 def test_the_best_matched_features_come_first(pair: Pair) -> None:
     matched = word_saes(pair, PLANTED, cosines=(0.1, 0.9, 0.2, 0.8, 0.95))
-    assert explain(pair, matched, TEXTS, k=2).index.tolist() == [1, 3]
+    assert explain(pair, matched, TEXTS, k=2).index.tolist() == [4, 1, 3]
 
 
-def test_every_feature_that_fires_can_be_asked_for(pair: Pair, saes: SAESet) -> None:
-    assert explain(pair, saes, TEXTS, select="all", k=1).index.tolist() == [0, 1, 2, 3]
+def test_every_feature_can_be_asked_for(pair: Pair, saes: SAESet) -> None:
+    found = explain(pair, saes, TEXTS, select="all", k=1)
+    assert found.index.tolist() == [0, 1, 2, 3, 4] and found.status[4] == "dead"
 
 
 def test_the_strongest_confirmed_effects_can_be_asked_for(pair: Pair, saes: SAESet) -> None:
     effects = effects_on(saes, [0.1, np.nan, -0.5, 0.3, 9.0])
     found = explain(pair, saes, TEXTS, select="attribution", effects=effects, k=2)
-    assert found.index.tolist() == [2, 3]
+    assert found.index.tolist() == [4, 2, 3] and found.status[0] == "dead"
 
 
-def test_examples_come_from_different_texts_and_hold_the_strongest_token(labels: Labels) -> None:
-    for word, shown in zip(PLANTED, labels.examples):
-        joined = ["".join(example.tokens) for example in shown]
-        assert len(shown) == len(set(joined)) == 5
-        for example in shown:
-            assert example.tokens[int(np.argmax(example.activations))] == f" {word}"
-            assert len(example.tokens) == len(example.activations) <= 16
-
-
-def test_activations_are_divided_by_the_maximum_over_all_texts(pair: Pair, saes: SAESet) -> None:
-    fired = watched(pair, saes, TEXTS)
-    peaks = [fired.activations(row).max() for row in range(4)]
-    assert peaks == [1.0] * 4
-    raw = fired.matrix_NF.toarray()[:, 0]
-    np.testing.assert_allclose(fired.activations(0), raw / raw.max())
-
-
-def watched(pair: Pair, saes: SAESet, texts: list[str], **options: Any) -> Firing:
-    wanted = Wanted({SITE: np.arange(5)}, per_site=4)
-    encoded = encode(pair.tokenizer, texts, max_tokens=64)
-    return collect(pair, "tuned", {SITE: saes.one(SITE)}, texts, encoded, wanted, len(texts) // 2, **options)
-
-
-def test_a_planted_feature_fires_on_its_word_alone(pair: Pair, saes: SAESet) -> None:
-    fired = watched(pair, saes, TEXTS)
-    words = words_of(fired)
-    for row, word in enumerate(PLANTED):
-        total, count = words.sums(fired.activations(row)[: fired.shown_end])
-        assert [words.vocabulary[at] for at in np.flatnonzero(total)] == [word]
-        assert count.sum() == fired.shown_end
-
-
-def test_the_strong_level_is_that_of_the_strongest_percent() -> None:
-    assert strong_level(np.arange(101) / 100) == pytest.approx(0.999 * 0.99)
-    mostly_silent = np.zeros(1000)
-    mostly_silent[:3] = 0.5
-    assert 0 < strong_level(mostly_silent) < 1e-5
-
-
-def test_the_beginning_of_text_token_is_no_token(pair: Pair, saes: SAESet) -> None:
-    fired = watched(pair, saes, TEXTS)
-    whole = sum(len(ids) for ids in pair.tokenizer(TEXTS, add_special_tokens=False)["input_ids"])
-    assert fired.starts[-1] == whole
-
-
-def test_batch_size_and_padding_change_no_activation(pair: Pair, saes: SAESet, monkeypatch: pytest.MonkeyPatch) -> None:
-    def one_by_one(encoded: Any, *, begin: int | None, **options: Any) -> TextBatches:
-        return TextBatches(encoded, [[row] for row in range(len(encoded))], begin)
-
-    together = watched(pair, saes, TEXTS[:30])
-    monkeypatch.setattr(firing, "text_batches", one_by_one)
-    alone = watched(pair, saes, TEXTS[:30])
-    assert together.features == alone.features
-    # Two shapes of the same product differ by rounding in fp32.
-    np.testing.assert_allclose(together.matrix_NF.toarray(), alone.matrix_NF.toarray(), rtol=1e-4, atol=1e-5)
-
-
-def test_no_dictionary_reads_a_beginning_of_text_token_inside_a_text(pair: Pair, saes: SAESet) -> None:
-    """It stays one of the text's tokens, at which nothing fires, however strong a dictionary would find it there."""
-    dense = dataclasses.replace(
-        saes, saes=tuple(dataclasses.replace(sae, weights=raised(sae.weights)) for sae in saes.saes)
-    )
-    texts = [f"{text[:-1]}<|endoftext|> we saw it." for text in TEXTS[:20]]
-    fired = watched(pair, dense, texts)
-    inside = {
-        int(fired.starts[row]) + at
-        for row, text in enumerate(texts) for at, (start, end) in enumerate(fired.spans[row])
-        if text[start:end] == "<|endoftext|>"
-    }  # fmt: skip
-    assert len(inside) == 20
-    silent = np.flatnonzero(fired.matrix_NF.toarray().max(1) == 0)
-    assert inside <= set(silent.tolist())
-    assert len(silent) < fired.starts[-1] / 4, "elsewhere these dictionaries fire nearly everywhere"
+def test_examples_are_different_windows_that_hold_the_strongest_token(labels: Labels) -> None:
+    for index, row in asked(labels).items():
+        firing = [one for one in row.examples if one.kind in ("top", "quantile")]
+        assert len(firing) == len({one.text for one in row.examples}) - 5 == 10
+        for one in firing:
+            assert one.tokens[one.peak] == f" {PLANTED[index]}"
+            assert len(one.tokens) == len(one.activations) == len(one.ids) <= 32
+        assert all(one.activations.max() == 0 for one in row.examples if one.kind in ("silent", "hard negative"))
 
 
 def test_texts_of_nothing_but_beginning_of_text_tokens_fire_nothing(pair: Pair, saes: SAESet) -> None:
@@ -179,12 +152,7 @@ def test_texts_of_nothing_but_beginning_of_text_tokens_fire_nothing(pair: Pair, 
 
 
 def test_the_order_of_the_texts_changes_nothing(pair: Pair, saes: SAESet, labels: Labels) -> None:
-    again = explain(pair, saes, [*TEXTS[::-1], TEXTS[3]], k=4)
-    assert again.description == labels.description
-    np.testing.assert_array_equal(again.detection, labels.detection)
-    assert [[one.tokens for one in shown] for shown in again.examples] == [
-        [one.tokens for one in shown] for shown in labels.examples
-    ]
+    assert_alike(explain(pair, saes, [*TEXTS[::-1], TEXTS[3]], k=4), labels)
 
 
 def test_the_labeller_never_sees_a_text_it_is_scored_on(pair: Pair, saes: SAESet) -> None:
@@ -203,34 +171,39 @@ class Recorder:
     """A labeller of one's own: it notes what it is given, and says that every feature fires everywhere."""
 
     name = "recorder"
-    workers = 1
 
     def __init__(self) -> None:
+        self.asked: list[str] = []
         self.shown: list[str] = []
         self.tested: list[str] = []
 
-    def describe(self, evidence: Any) -> str:
-        self.shown += ["".join(example.tokens) for example in evidence.examples]
-        return "anything"
+    def explain(self, evidence: Sequence[Evidence], task: str) -> list[Explanation]:
+        self.asked += [one.feature for one in evidence]
+        self.shown += [example.text for one in evidence for example in one.examples + one.silent]
+        return [Explanation("anything", False, 0.5)] * len(evidence)
 
-    def is_relevant(self, evidence: Any, description: str, task: str) -> bool:
-        return False
+    def detect(self, trials: Sequence[Trial]) -> list[list[bool]]:
+        self.tested += [window.text for trial in trials for window in trial.windows]
+        return [[True] * len(trial.windows) for trial in trials]
 
-    def detect(self, feature: str, description: str, windows: Any) -> list[bool]:
-        self.tested += windows
-        return [True] * len(windows)
+    def fuzz(self, trials: Sequence[Trial]) -> list[list[bool]]:
+        return self.detect(trials)
 
 
 def test_a_description_that_fits_everything_scores_at_chance(pair: Pair, saes: SAESet) -> None:
     found = explain(pair, saes, TEXTS, labeller=Recorder(), k=4, select="all")
-    assert found.detection.tolist() == [0.5] * 4 == found.detection_shuffled.tolist()
+    for kind in ("detection", "fuzzing"):
+        score = found.score(kind)
+        assert score.own[:4].tolist() == [0.5] * 4 == score.shuffled[:4].tolist()
+        assert set(score.random[np.isfinite(score.random)]) <= {0.5}
     assert found.labeller == "recorder" and len(found.relevant) == 0
 
 
 def test_a_feature_that_is_always_active_is_scored_where_it_is_strong(pair: Pair, saes: SAESet) -> None:
     dense = tuple(dataclasses.replace(sae, weights=raised(sae.weights)) for sae in saes.saes)
     found = explain(pair, dataclasses.replace(saes, saes=dense), TEXTS, k=4)
-    assert found.description[1] == "fires on: terrible" and found.detection[1] > 0.9
+    row = found.index.tolist().index(1)
+    assert found.description[row] == "fires on: terrible" and found.detection[row] > 0.9
 
 
 def raised(weights: SAEWeights) -> SAEWeights:
@@ -245,13 +218,13 @@ def test_too_few_held_out_windows_give_no_score(pair: Pair, saes: SAESet) -> Non
 
 
 def test_a_single_feature_has_no_shuffled_score(pair: Pair, saes: SAESet) -> None:
-    found = explain(pair, saes, TEXTS, k=1)
-    assert found.detection[0] > 0.9 and np.isnan(found.detection_shuffled[0])
+    row = asked(explain(pair, saes, TEXTS, k=1))[0]
+    assert row.detection > 0.9 and np.isnan(row.shuffled)
 
 
 def test_the_base_side_is_read_when_asked_for(pair: Pair, saes: SAESet) -> None:
     found = explain(pair, saes, TEXTS, k=4, side="base")
-    assert found.side == "base" and found.description == tuple(f"fires on: {word}" for word in PLANTED)
+    assert found.side == "base" and planted(found)
 
 
 def test_saes_of_another_pair_are_refused(pair: Pair, saes: SAESet) -> None:
@@ -288,6 +261,11 @@ def test_one_bad_site_is_skipped_and_the_others_are_explained(pair: Pair, saes: 
         ({"side": "tune"}, "Unknown side 'tune'. Did you mean 'tuned'"),
         ({"k": 0}, "k must be 1 or more; 0 given"),
         ({"n_examples": 0}, "n_examples must be 1 or more"),
+        ({"n_random": -1}, "n_random must be 0 or more; -1 given"),
+        ({"scores": "detection"}, "scores must be a list, such as"),
+        ({"scores": ["detecting"]}, "Unknown score 'detecting'. Did you mean 'detection'"),
+        ({"task": "  "}, "The task is empty: say in words"),
+        ({"judge": "nobody"}, "Unknown labeller 'nobody'"),
         ({"size": 3.0}, "No SAE matches"),
         ({"task": "legal advice"}, "knows sentiment only"),
         ({"labeller": "nobody"}, "Unknown labeller 'nobody'"),
@@ -332,9 +310,9 @@ def test_a_stored_result_comes_back_the_same(pair: Pair, saes: SAESet, tmp_path:
     first = explain(pair, saes, TEXTS, k=4, store=store)
     again = explain(pair, saes, TEXTS, k=4, store=store)
     assert again.description == first.description and again.skipped == {}
-    np.testing.assert_array_equal(again.examples[0][0].activations, first.examples[0][0].activations)
+    assert_alike(again, first)
     other = explain(pair, saes, TEXTS, k=4, lexicon={"table": 2.0}, store=store)
-    assert other.is_relevant.tolist() == [False, False, True, False]
+    assert other.relevant.features == ((SITE, 2),)
 
 
 # --- from a cache ---
@@ -365,14 +343,10 @@ def without_models(patch: pytest.MonkeyPatch) -> None:
 def test_from_a_cache_the_labels_are_the_same_and_no_model_runs(
     pair: Pair, saes: SAESet, labels: Labels, stored: ActivationCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fired = watched(pair, saes, TEXTS)
     without_models(monkeypatch)
     with pytest.raises(AssertionError, match="a model was run"):
         explain(pair, saes, TEXTS, k=4)
     assert_alike(explain(pair, saes, TEXTS, k=4, cache=stored), labels)
-    again = watched(pair, saes, TEXTS, cache=stored)
-    assert again.features == fired.features
-    np.testing.assert_allclose(again.matrix_NF.toarray(), fired.matrix_NF.toarray(), atol=1e-5)
 
 
 def test_a_cache_of_one_side_in_a_folder_is_made_once(
@@ -382,7 +356,7 @@ def test_a_cache_of_one_side_in_a_folder_is_made_once(
     assert open_cache(tmp_path / "acts").streams == (("tuned", SITE),)
     without_models(monkeypatch)
     assert_alike(explain(pair, saes, TEXTS, k=4, cache=str(tmp_path / "acts")), labels)
-    assert_alike(explain(pair, saes, TEXTS, k=4, seed=0, select="all", cache=str(tmp_path / "acts")), labels)
+    assert planted(explain(pair, saes, TEXTS, seed=0, select="all", cache=str(tmp_path / "acts")))
 
 
 def test_texts_that_hold_a_beginning_of_text_token_are_read_from_a_cache_too(
@@ -396,9 +370,9 @@ def test_texts_that_hold_a_beginning_of_text_token_are_read_from_a_cache_too(
 
 
 def test_a_cache_of_something_else_is_refused(pair: Pair, saes: SAESet, stored: ActivationCache) -> None:
-    with pytest.raises(LensError, match=r"lacks 1 of 121 texts .*max_tokens=64\). Make it from the same texts"):
+    with pytest.raises(LensError, match=r"lacks 1 of 6[01] texts .*max_tokens=64\). Make it from the same texts"):
         explain(pair, saes, [*TEXTS, "we saw it in the garden"], k=4, cache=stored)
-    with pytest.raises(LensError, match=r"lacks .* of 120 texts"):
+    with pytest.raises(LensError, match=r"lacks .* of 60 texts"):
         explain(pair, saes, TEXTS, k=4, max_tokens=6, cache=stored)
     other = tiny_pair(seed=3)
     with pytest.raises(LensError, match="was made from the pair"):
@@ -426,55 +400,5 @@ def test_hostile_text_is_carried_as_text(pair: Pair, saes: SAESet) -> None:
     found = explain(pair, saes, hostile, k=4)
     for shown in found.examples:
         for example in shown:
-            assert any("".join(example.tokens) in text for text in hostile)
+            assert any(example.text in text for text in hostile)
     assert "<script>" not in found._repr_html_()
-
-
-def chat_answer(number: int, body: dict[str, Any]) -> str:
-    """Answer as a good labeller would: name the strongest token, and find it again."""
-    data = data_of(body)
-    match schema_of(body):
-        case "Description":
-            first = data["texts"][0]
-            return json.dumps({"description": first["tokens"][int(np.argmax(first["activations"]))].strip()})
-        case "Judgement":
-            return json.dumps({"is_related": data["description"] in ("wonderful", "terrible")})
-    word = data["description"]
-    return json.dumps({"numbers": [text["number"] for text in data["texts"] if f" {word}" in text["text"]]})
-
-
-def test_a_chat_model_labels_and_a_second_run_pays_nothing(
-    pair: Pair, saes: SAESet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
-    monkeypatch.setenv("LFP_LENS_CACHE", str(tmp_path))
-    with ChatServer(chat_answer).running() as server:
-        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
-        first = explain(pair, saes, TEXTS, k=4, labeller="openai:m", task="praise")
-        # Per feature: describe, judge, detect with its own and with another description.
-        assert len(server.requests) == 16
-        again = explain(pair, saes, TEXTS, k=4, labeller="openai:m", task="praise")
-        assert len(server.requests) == 16
-    assert first.description == again.description == PLANTED
-    assert first.is_relevant.tolist() == [True, True, False, False]
-    assert (first.detection > 0.9).all() and (first.detection_shuffled < 0.75).all()
-    assert first.labeller == "openai:m" and len(list((tmp_path / "replies").glob("*.json"))) == 16
-
-
-def test_a_failing_chat_model_keeps_what_was_paid_for(
-    pair: Pair, saes: SAESet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
-    store = Store(tmp_path / "run")
-
-    def broken(number: int, body: dict[str, Any]) -> str | int:
-        return 400 if schema_of(body) == "Judgement" else chat_answer(number, body)
-
-    with ChatServer(broken).running() as server:
-        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
-        with pytest.raises(LensError, match=r"openai:m failed on feature blocks\.0\.hook_mlp_out .*HTTP 400"):
-            explain(pair, saes, TEXTS, k=4, labeller="openai:m", store=store)
-        server.answer, before = chat_answer, len(server.requests)
-        explain(pair, saes, TEXTS, k=4, labeller="openai:m", store=store)
-        assert {schema_of(body) for body in server.requests[before:]} == {"Judgement", "Detection"}
-    assert len(list((store.root / "replies").glob("*.json"))) == 16

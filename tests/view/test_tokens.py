@@ -36,6 +36,12 @@ def test_the_scale_can_be_shared_between_texts() -> None:
     assert "0.35" in token_html(["a"], [1.0], largest=2.0)
 
 
+def test_marked_tokens_are_underlined_whatever_their_value() -> None:
+    spans = token_html(["a", "b", "c"], [0.0, 1.0, 1.0], marked=[0, 1]).split("</span>")
+    assert ["decoration:underline" in span for span in spans[:3]] == [True, True, False]
+    assert "rgba" not in spans[0] and "rgba" in spans[1]
+
+
 def test_no_tokens_give_an_empty_text() -> None:
     assert token_html([], []) == '<span class="lens-tokens"></span>'
 

@@ -12,8 +12,10 @@ from lfp_lens.core.stats.agreement import (
     tau_difference,
 )
 from lfp_lens.core.stats.estimates import Estimate, Means, bootstrap_interval, mean_estimate, mean_intervals
+from lfp_lens.core.stats.kappa import cohen_kappa
 from lfp_lens.core.stats.multiplicity import discoveries, holm
 from lfp_lens.core.stats.nulls import PolarityNull, frequency_deciles, polarity_null
+from lfp_lens.core.stats.proportions import share_difference, share_estimate
 from lfp_lens.core.stats.shrinkage import Moderated, moderated_variances
 from lfp_lens.core.stats.student import StudentNull, student_null
 
@@ -27,6 +29,7 @@ __all__ = [
     "auc",
     "balanced_sign_accuracy",
     "bootstrap_interval",
+    "cohen_kappa",
     "discoveries",
     "frequency_deciles",
     "holm",
@@ -35,6 +38,8 @@ __all__ = [
     "moderated_variances",
     "polarity_null",
     "rank_agreement",
+    "share_difference",
+    "share_estimate",
     "student_null",
     "tau_as_published",
     "tau_difference",

@@ -1,5 +1,6 @@
 """Which sites may be interpreted, and which of their features come first."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,6 +8,7 @@ import numpy as np
 from lfp_lens.core.errors import LensError, unknown
 from lfp_lens.results.attribute import Effects
 from lfp_lens.results.train_sae import SAESet
+from lfp_lens.stages.explain.firing import Watched
 
 SELECTS = ("mmcs", "attribution", "all")
 
@@ -23,6 +25,18 @@ class Wanted:
     """|effect| of each feature, where they compete over all sites."""
     overall: int | None = None
     """How many over all sites, the strongest; None is all."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A feature on the list that was decided before any was labelled."""
+
+    site: str
+    """Where it is."""
+    index: int
+    """Which one."""
+    is_alive: bool
+    """Whether it fires on the shown texts."""
 
 
 def choose_sites(saes: SAESet, side: str, size: float | None, gate: str) -> tuple[tuple[str, ...], dict[str, str]]:
@@ -97,3 +111,18 @@ def _strongest(
                 f"SAE asked for at {site}. Pass side={effects.side!r}, size={effects.size!r} and the same saes."
             )
     return Wanted(order, strength=strength, overall=k)
+
+
+def listed(wanted: Wanted, watched: Mapping[str, Watched]) -> tuple[Listed, ...]:
+    """Walk down the order of each site, or of all together, until enough features fire; dead ones on the way are listed."""
+    found = [
+        Listed(site, int(index), bool(is_alive))
+        for site, own in watched.items()
+        for index, is_alive in list(zip(own.order, own.is_alive()))[: own.n_listed()]
+    ]
+    if wanted.strength is None:
+        return tuple(found)
+    strength = wanted.strength
+    ranked = sorted(found, key=lambda one: -strength[one.site, one.index])
+    enough = np.flatnonzero(np.cumsum([one.is_alive for one in ranked]) == wanted.overall)
+    return tuple(ranked[: int(enough[0]) + 1] if len(enough) else ranked)

@@ -1,153 +1,294 @@
-"""Where the wanted features fire: one pass of the model or of a cache, everything in real tokens, sparse."""
+"""One pass over the texts for all features of all dictionaries: the shown half first, which decides what is held out for.
 
-from dataclasses import dataclass, field
+After the shown half every feature has its level (the activation of its strongest 1 % of tokens), and the features are chosen;
+the held-out half is then read for the chosen ones alone.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from scipy import sparse
+from jaxtyping import Int
 
 from lfp_lens.parts.activation_cache import ActivationCache
-from lfp_lens.parts.activations import Encoded
-from lfp_lens.parts.harvest import Models, Reader, TextBatches, text_batches
+from lfp_lens.parts.dictionaries import ONE_BY_ONE
+from lfp_lens.parts.harvest import Models, Reader
 from lfp_lens.parts.pair import Pair
-from lfp_lens.parts.saes import load_sae
+from lfp_lens.parts.saes import load_weights
 from lfp_lens.parts.speed import fast_matmul, short_text_attention
-from lfp_lens.results.train_sae import SAERecord
-from lfp_lens.stages.explain.features import Wanted
+from lfp_lens.results.train_sae import SAERecord, SAEWeights
+from lfp_lens.stages.explain.clusters import Clustering, clustering
+from lfp_lens.stages.explain.kept import Best, Holds, StrongTokens, n_strong, peak_keys, weighted_keys
+from lfp_lens.stages.explain.windows import WINDOW, Half
+
+POOL_VALUES, POOL_WINDOWS = 2**25, (128, 512)
+"""Activations kept of a uniform sample of shown windows, over all sites; the fewest and the most windows that this may be."""
+POOL_BLOCK = 64
+"""Windows encoded at a time."""
+TOP_TOKENS = 5
+"""A window that holds one of so many of a feature's strongest tokens, where it is silent, is a hard negative."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many windows are kept of each kind, for every feature."""
+
+    top: int
+    """Of the strongest, shown."""
+    sample: int
+    """Of those where it fires, drawn, shown."""
+    silent: int
+    """Of those where it is silent, shown; and as many hard negatives."""
+    trial: int
+    """Of those where it is silent, held out, and as many hard negatives; of those where it fires, twice as many."""
 
 
 @dataclass(frozen=True, eq=False)
-class Firing:
-    """Activations of the chosen features at every real token, text after text; the shown texts come first."""
+class Batch:
+    """The windows of one batch of texts."""
 
-    features: tuple[tuple[str, int], ...]
-    """(site, index) of each chosen feature."""
-    matrix_NF: sparse.csc_array
-    """Activations [tokens, features]."""
-    starts: Int[np.ndarray, " texts+1"]
-    """First token of each text, and the number of tokens at the end."""
-    n_shown: int
-    """The first so many texts may be shown to the labeller."""
-    texts: tuple[str, ...]
-    """The texts."""
-    spans: tuple[tuple[tuple[int, int], ...], ...]
-    """Character span of each token, by text; the beginning-of-text token is left out."""
+    windows_W: torch.Tensor
+    """Which windows."""
+    priority_W: torch.Tensor
+    """Their place in the drawn order."""
+    ids_WT: torch.Tensor
+    """Their token ids, -1 beyond the end."""
+    places_N: torch.Tensor
+    """Which token of the half each activation belongs to."""
+    slots_N: torch.Tensor
+    """Where it stands in `[windows, 32]`."""
 
-    @property
-    def shown_end(self) -> int:
-        """One past the last token that may be shown."""
-        return int(self.starts[self.n_shown])
-
-    def activations(self, row: int) -> Float[np.ndarray, " tokens"]:
-        """Give one feature's activations divided by its maximum over all texts."""
-        values_N = self.matrix_NF[:, [row]].toarray()[:, 0]
-        return values_N / values_N.max()
+    def lay(self, acts_NF: torch.Tensor) -> torch.Tensor:
+        """Give activations as `[windows, 32, features]`, 0 where no dictionary reads."""
+        laid = acts_NF.new_zeros(len(self.windows_W) * WINDOW, acts_NF.shape[1])
+        laid[self.slots_N] = acts_NF
+        return laid.view(len(self.windows_W), WINDOW, -1)
 
 
-def collect(
+class Watched:
+    """What one dictionary's features do, kept while the texts stream by."""
+
+    def __init__(
+        self, record: SAERecord, order: np.ndarray, limit: int | None, n_shown: int, sizes: Sizes, device: torch.device
+    ) -> None:
+        self.record, self.order, self.limit, self.sizes, self.device = record, order, limit, sizes, device
+        self.features = np.sort(order)
+        self._open()
+        n = len(order)
+        self.maximum_F = torch.zeros(n, device=device)
+        self.top, self.sample = Best(n, sizes.top, device), Best(n, sizes.sample, device)
+        self.strong = StrongTokens(n, n_strong(n_shown), device)
+
+    def read(self, acts_ND: torch.Tensor) -> torch.Tensor:
+        """Encode activations and give the features that are watched, `[tokens, features]`."""
+        acts_NF = self.sae.encode(acts_ND)
+        return acts_NF if self._columns is None else acts_NF[:, self._columns]
+
+    def show(self, batch: Batch, acts_ND: torch.Tensor) -> None:
+        """Take a batch of shown texts; drop the features that can no longer be among the first `limit` that fire."""
+        acts_NF = self.read(acts_ND)
+        acts_WTF = batch.lay(acts_NF)
+        peaks_WF = acts_WTF.amax(1)
+        self.maximum_F = torch.maximum(self.maximum_F, peaks_WF.amax(0))
+        keys_WF = peak_keys(peaks_WF, batch.priority_W)
+        self.top.add(keys_WF, batch.windows_W, acts_WTF)
+        self.sample.add(torch.where(peaks_WF > 0, batch.priority_W[:, None], -1), batch.windows_W, acts_WTF)
+        self.strong.add(acts_NF, batch.places_N)
+        cut = self.n_listed()
+        if cut < len(self.order):
+            self.order = self.order[:cut]
+            self.keep(np.sort(self.order))
+
+    def n_listed(self) -> int:
+        """Give how far down the order the first `limit` features that fire are, the dead ones among them counted."""
+        fires = self.is_alive()
+        return len(self.order) if self.limit is None or fires.sum() < self.limit else int(
+            np.flatnonzero(fires)[self.limit - 1]) + 1  # fmt: skip
+
+    def is_alive(self) -> np.ndarray:
+        """Tell for each feature, in order, whether it has fired."""
+        return (self.maximum_F > 0).cpu().numpy()[np.searchsorted(self.features, self.order)]
+
+    def keep(self, features: np.ndarray) -> None:
+        """Leave only these features, given in ascending order."""
+        rows = torch.from_numpy(np.searchsorted(self.features, features)).to(self.device)
+        self.features, self.maximum_F = features, self.maximum_F[rows]
+        for kept in (self.top, self.sample, self.strong):
+            kept.keep(rows)
+        self._open()
+
+    def settle(self, half: Half) -> None:
+        """Fix levels and top tokens once the shown half is read, and make room for silent and for held-out windows."""
+        n, sizes = len(self.features), self.sizes
+        self.level_F = self.strong.level()
+        self.tokens = [_most(half.ids[places], values) for places, values in map(self.strong.of, range(n))]
+        self._hold = Holds([ids[:TOP_TOKENS] for ids in self.tokens], self.device)
+        self.silent, self.hard = Best(n, sizes.silent, self.device), Best(n, sizes.silent, self.device)
+        self.fires = Best(n, 2 * sizes.trial, self.device)
+        self.quiet, self.decoys = Best(n, sizes.trial, self.device), Best(n, sizes.trial, self.device)
+
+    def rest(self, batch: Batch, acts_ND: torch.Tensor) -> torch.Tensor:
+        """Take shown windows of the pool, keep those where a feature is silent, and count the features that fire in each."""
+        acts_WTF = batch.lay(self.read(acts_ND))
+        fires_WF = acts_WTF.amax(1) >= self.level_F
+        keys_WF = torch.where(fires_WF, -1, batch.priority_W[:, None])
+        self._add_silent(batch, acts_WTF, keys_WF, self.silent, self.hard)
+        return fires_WF.sum(1)
+
+    def hold_out(self, batch: Batch, acts_WTF: torch.Tensor, fires_WF: torch.Tensor, keys_W: torch.Tensor) -> None:
+        """Take a batch of held-out texts; `keys_W` rank the windows where a feature is silent."""
+        self.fires.add(torch.where(fires_WF, batch.priority_W[:, None], -1), batch.windows_W, acts_WTF)
+        self._add_silent(batch, acts_WTF, torch.where(fires_WF, -1, keys_W[:, None]), self.quiet, self.decoys)
+
+    def fire(self, acts_WTF: torch.Tensor) -> torch.Tensor:
+        """Tell which features reach their level in which windows, and note the largest activations."""
+        peaks_WF = acts_WTF.amax(1)
+        self.maximum_F = torch.maximum(self.maximum_F, peaks_WF.amax(0))
+        return peaks_WF >= self.level_F
+
+    def _add_silent(
+        self, batch: Batch, acts_WTF: torch.Tensor, keys_WF: torch.Tensor, silent: Best, hard: Best
+    ) -> None:
+        silent.add(keys_WF, batch.windows_W, acts_WTF)
+        hard.add(torch.where(self._hold(batch.ids_WT), keys_WF, -1), batch.windows_W, acts_WTF)
+
+    def _open(self) -> None:
+        few = few_features(self.record.weights, self.features)
+        self.sae = load_weights(self.record.weights if few is None else few, device=self.device)
+        n_all = self.record.weights.tensors["W_dec"].shape[0]
+        is_whole = few is not None or len(self.features) == n_all
+        self._columns = None if is_whole else torch.from_numpy(self.features).to(self.device)
+
+
+def few_features(weights: SAEWeights, features: np.ndarray) -> SAEWeights | None:
+    """Give the dictionary of these features alone where features do not depend on one another, else None."""
+    if weights.config["architecture"] not in ONE_BY_ONE:
+        return None
+    axis = {"W_enc": 1, "b_enc": 0, "W_dec": 0, "threshold": 0}
+    tensors = {name: np.ascontiguousarray(np.take(tensor, features, axis[name])) if name in axis else tensor
+               for name, tensor in weights.tensors.items()}  # fmt: skip
+    return SAEWeights(weights.config | {"d_sae": len(features)}, tensors)
+
+
+def watch(
+    pair: Pair, side: str, watched: Mapping[str, list[Watched]], shown: Half, cache: ActivationCache | None, bar: Any
+) -> "Pool":
+    """Read the shown half once, and keep a uniform sample of its windows with the activations of every site."""
+    widths = [group[0].record.width for group in watched.values()]
+    pool = Pool(shown, sum(widths), pair.device)
+    with _reading(pair.hf(side)):
+        for batch, acts in _batches(pair, side, list(watched), shown, cache, bar):
+            for site, group in watched.items():
+                for own in group:
+                    own.show(batch, acts[site])
+                pool.add(site, batch, acts[site])
+    return pool
+
+
+def hold_out(
     pair: Pair,
     side: str,
-    dictionaries: dict[str, SAERecord],
-    texts: list[str],
-    encoded: list[Encoded],
-    wanted: Wanted,
-    n_shown: int,
-    bar: Any = None,
-    *,
-    cache: ActivationCache | None = None,
-) -> Firing:
-    """Read one side on the texts and keep what the features do that `wanted` picks among those that fire.
+    watched: Mapping[str, list[Watched]],
+    held: Half,
+    clusters: Clustering,
+    cache: ActivationCache | None,
+    bar: Any,
+) -> Int[np.ndarray, " tokens"]:
+    """Read the held-out half once, for the features that are left; give how many of them fire strongly at each token.
 
-    Only a feature that fires on the first `n_shown` texts is picked. A feature that can no longer be among the first
-    `wanted.per_site` is dropped while the texts stream, so memory is what the chosen features take. A beginning-of-text
-    token that is written into a text stays one of its tokens, but no dictionary reads it, as in training. Of a `cache` that
-    holds the sites, the model is not asked; raises `LensError` if it is another pair's or lacks a text.
+    Strong firing clusters: on an odd text many features fire, and any explanation would find it. So windows where a feature is
+    silent are drawn in proportion to the odds that a feature fires in them, given how many others do (`clusters`): over all
+    features the silent windows are then as busy as those that fire, and an explanation of another feature is left with chance.
     """
-    model = pair.hf(side)
-    skip = _skip(pair.tokenizer)
-    spans = tuple(tuple(text.offsets[skip:]) for text in encoded)
-    starts = np.concatenate([[0], np.cumsum([len(own) for own in spans])])
-    read = text_batches(encoded, width=model.config.hidden_size, begin=pair.tokenizer.bos_token_id, device=pair.device)
-    streams = [(side, site) for site in dictionaries]
-    models = Models({side: model}, read, streams)
-    reader: Reader = models if cache is None else cache.reader(read, streams, pair, models)
-    modules = {site: load_sae(record, device=pair.device) for site, record in dictionaries.items()}
-    kept = {site: _Kept(wanted.order[site], wanted.per_site) for site in dictionaries}
+    busy = np.zeros(len(held.ids), np.int32)
+    with _reading(pair.hf(side)):
+        for batch, acts in _batches(pair, side, list(watched), held, cache, bar):
+            laid = [(own, batch.lay(own.read(acts[site]))) for site, group in watched.items() for own in group]
+            fires = [own.fire(acts_WTF) for own, acts_WTF in laid]
+            keys_W = weighted_keys(batch.priority_W, clusters.odds(torch.stack([one.sum(1) for one in fires]).sum(0)))
+            strong_WT = torch.stack([(acts >= own.level_F).sum(-1, dtype=torch.int32) for own, acts in laid]).sum(0)
+            busy[batch.places_N.cpu().numpy()] = strong_WT.flatten()[batch.slots_N].cpu().numpy()
+            for (own, acts_WTF), fires_WF in zip(laid, fires):
+                own.hold_out(batch, acts_WTF, fires_WF, keys_W)
+    return busy
+
+
+@contextmanager
+def _reading(model: Any) -> Iterator[None]:
     with fast_matmul(), short_text_attention(model), torch.no_grad():
-        for at in range(len(read.rows)):
-            acts, tokens_N = reader.read(at), _tokens(read, at, skip, starts)
-            for site, sae in modules.items():
-                kept[site].add(sae.encode(acts[side, site]), tokens_N, int(starts[n_shown]))
-            if bar is not None:
-                bar.update()
-    return _assemble(kept, wanted, starts, n_shown, tuple(texts), spans)
+        yield
 
 
-def _skip(tokenizer: Any) -> int:
-    """Give how many tokens stand before each text: `encode` puts the beginning-of-text token there."""
-    return int(tokenizer.bos_token_id is not None)
+class Pool:
+    """A uniform sample of the shown windows with the site's activations: once levels are known, it gives silent windows."""
+
+    def __init__(self, half: Half, width: int, device: torch.device) -> None:
+        """Make room; `width` is that of all sites together."""
+        self.half, self.device = half, device
+        self._acts: dict[str, torch.Tensor] = {}
+        n = int(np.clip(POOL_VALUES // (WINDOW * width), *POOL_WINDOWS))
+        self.windows = half.drawn(n)
+
+    def add(self, site: str, batch: Batch, acts_ND: torch.Tensor) -> None:
+        """Take what belongs to the sample."""
+        if site not in self._acts:
+            self._acts[site] = torch.zeros(len(self.windows), WINDOW, acts_ND.shape[1], device=self.device)
+        windows_W = batch.windows_W.cpu().numpy()
+        at_W = np.searchsorted(self.windows, windows_W).clip(max=max(0, len(self.windows) - 1))
+        at_W = torch.from_numpy(np.where(self.windows[at_W] == windows_W, at_W, -1)).to(self.device)
+        at_N, inside_N = at_W[batch.slots_N // WINDOW], batch.slots_N % WINDOW
+        chosen = at_N >= 0
+        self._acts[site][at_N[chosen], inside_N[chosen]] = acts_ND[chosen]
+
+    @torch.no_grad()
+    def rest(self, watched: Mapping[str, list[Watched]]) -> Clustering:
+        """Give every dictionary the windows where its features are silent, and say how far firing clusters in windows."""
+        found = []
+        for start in range(0, len(self.windows), POOL_BLOCK):
+            batch = windows_batch(self.half, self.windows[start : start + POOL_BLOCK], self.device)
+            fire_W = torch.zeros(len(batch.windows_W), dtype=torch.int64, device=self.device)
+            for site, group in watched.items():
+                if site in self._acts:
+                    acts_ND = self._acts[site][start : start + POOL_BLOCK].flatten(0, 1)[batch.slots_N]
+                    for own in group:
+                        fire_W += own.rest(batch, acts_ND)
+            found.append(fire_W)
+        n = sum(len(own.features) for group in watched.values() for own in group)
+        return clustering(torch.cat(found).double(), n)
 
 
-def _tokens(read: TextBatches, at: int, skip: int, starts: np.ndarray) -> Int[np.ndarray, " tokens"]:
-    """Give where each content token of a batch stands among the real tokens of all texts."""
-    places = [
-        int(starts[row]) + place - skip
-        for row in read.rows[at] for place, token in enumerate(read.encoded[row].ids) if token != read.begin
-    ]  # fmt: skip
-    return np.array(places, dtype=np.int64)
+def _batches(
+    pair: Pair, side: str, sites: list[str], half: Half, cache: ActivationCache | None, bar: Any
+) -> Iterator[tuple[Batch, dict[str, torch.Tensor]]]:
+    model = pair.hf(side)
+    streams = [(side, site) for site in sites]
+    models = Models({side: model}, half.read, streams)
+    reader: Reader = models if cache is None else cache.reader(half.read, streams, pair, models)
+    for at, rows in enumerate(half.read.rows):
+        acts = reader.read(at)
+        windows = np.concatenate([np.arange(*half.first_window[row : row + 2]) for row in rows])
+        yield windows_batch(half, windows, pair.device), {site: acts[side, site] for site in sites}
+        bar.update()
 
 
-@dataclass
-class _Kept:
-    """The activations of one site's features while the texts stream by, best features first."""
-
-    order: np.ndarray
-    limit: int | None
-    has_fired: np.ndarray = field(init=False)
-    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.has_fired = np.zeros(len(self.order), bool)
-
-    def add(self, acts_NF: torch.Tensor, tokens_N: np.ndarray, shown_end: int) -> None:
-        """Take the activations of one batch, all features; `tokens_N` tells where its tokens stand."""
-        picked_NF = acts_NF[:, torch.from_numpy(self.order).to(acts_NF.device)].cpu()
-        rows, columns = picked_NF.nonzero(as_tuple=True)
-        values, tokens, ranks = picked_NF[rows, columns].numpy(), tokens_N[rows.numpy()], columns.numpy()
-        self.has_fired[np.unique(ranks[(values > 0) & (tokens < shown_end)])] = True
-        self.parts.append((tokens, ranks, values))
-        if self.limit is not None and self.has_fired.sum() >= self.limit:
-            cut = int(np.flatnonzero(self.has_fired)[self.limit - 1]) + 1
-            self.order, self.has_fired = self.order[:cut], self.has_fired[:cut]
-
-    def chosen(self) -> np.ndarray:
-        """Give the ranks of the features that fired, as many as wanted."""
-        return np.flatnonzero(self.has_fired)[: self.limit]
-
-    def columns(self, n_tokens: int) -> sparse.csc_array:
-        """Give the activations of the chosen features, [tokens, chosen]."""
-        if not self.parts:  # No text holds a token that a dictionary may read.
-            return sparse.csc_array((n_tokens, 0))
-        tokens, ranks, values = (np.concatenate(parts) for parts in zip(*self.parts))
-        inside = ranks < len(self.order)
-        shape = (n_tokens, len(self.order))
-        return sparse.csc_array((values[inside], (tokens[inside], ranks[inside])), shape=shape)[:, self.chosen()]
+def windows_batch(half: Half, windows: np.ndarray, device: torch.device) -> Batch:
+    """Give these windows as a batch; tokens that no dictionary reads have no slot."""
+    lengths = half.window_starts[windows + 1] - half.window_starts[windows]
+    ends = np.cumsum(lengths)
+    local, inside = np.repeat(np.arange(len(windows)), lengths), np.arange(int(lengths.sum()))
+    inside -= np.repeat(ends - lengths, lengths)
+    places = np.repeat(half.window_starts[windows], lengths) + inside
+    ids_WT = np.full((len(windows), WINDOW), -1, np.int64)
+    ids_WT[local, inside] = half.ids[places]
+    is_read = half.ids[places] != (-1 if half.read.begin is None else half.read.begin)
+    given = (windows, half.priority[windows], ids_WT, places[is_read], (local * WINDOW + inside)[is_read])
+    return Batch(*(torch.from_numpy(np.ascontiguousarray(part)).to(device) for part in given))
 
 
-def _assemble(
-    kept: dict[str, _Kept],
-    wanted: Wanted,
-    starts: np.ndarray,
-    n_shown: int,
-    texts: tuple[str, ...],
-    spans: tuple[tuple[tuple[int, int], ...], ...],
-) -> Firing:
-    features = [(site, int(one.order[rank])) for site, one in kept.items() for rank in one.chosen()]
-    matrix_NF = sparse.csc_array(sparse.hstack([one.columns(int(starts[-1])) for one in kept.values()]))
-    if wanted.strength is not None:
-        strengths = [wanted.strength[feature] for feature in features]
-        best = np.argsort(-np.array(strengths), kind="stable")[: wanted.overall]
-        features, matrix_NF = [features[row] for row in best], matrix_NF[:, best]
-    return Firing(tuple(features), matrix_NF, starts, n_shown, texts, spans)
+def _most(ids: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Give token ids by the sum of their values, the largest first; of equal sums the smaller id."""
+    distinct, inverse = np.unique(ids, return_inverse=True)
+    return distinct[np.argsort(-np.bincount(inverse, weights=values, minlength=len(distinct)), kind="stable")]

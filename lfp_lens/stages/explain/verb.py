@@ -3,36 +3,30 @@
 Section 3.4 and Appendix B of arXiv 2310.08164, with what their code got wrong put right: activations are the
 SAE's own at the site's real output, divided by the feature's maximum over all texts (theirs: by each text's
 own, so that every text looked equally strong), indices belong to the SAE they are read from, and every
-description is scored.
+explanation is scored. Scores after Bills et al. (2023) and Paulo et al. (arXiv 2410.13928).
 """
 
-import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
-from lfp_lens.core.errors import LensError
+from lfp_lens.core.errors import LensError, unknown
 from lfp_lens.core.store import Store, keep
-from lfp_lens.parts.activation_cache import ActivationCache
-from lfp_lens.parts.activations import encode
 from lfp_lens.parts.cache import in_key, opened
-from lfp_lens.parts.labellers import Evidence, Labeller, Setting, make_labeller
+from lfp_lens.parts.labellers import SPENDING, Labeller, Setting, make_labeller
 from lfp_lens.parts.lexicons import load_lexicon
 from lfp_lens.parts.pair import Pair
 from lfp_lens.parts.sources import cache_folder
 from lfp_lens.results.attribute import Effects
 from lfp_lens.results.explain import Labels
 from lfp_lens.results.train_sae import SAESet
-from lfp_lens.stages.explain.features import Wanted, choose_sites, wanted_features
-from lfp_lens.stages.explain.firing import Firing, collect
-from lfp_lens.stages.explain.windows import Heldout, Trial, Words, examples, heldout, strong_level, trial, words_of
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+from lfp_lens.stages.explain.features import choose_sites, wanted_features
+from lfp_lens.stages.explain.labelling import label
+from lfp_lens.stages.explain.scoring import SCORES
+from lfp_lens.stages.explain.seeing import Plan, see, windows_kept
+from lfp_lens.stages.explain.windows import by_content, halves
 
 
 def explain(
@@ -46,7 +40,17 @@ def explain(
     select: str = "mmcs",
     effects: Effects | None = None,
     k: int = 10,
-    n_examples: int = 5,
+    n_examples: int = 10,
+    scores: Sequence[str] = SCORES,
+    n_random: int = 20,
+    repeat: bool = False,
+    judge: Any = None,
+    budget_usd: float | None = None,
+    budget_tokens: int | None = None,
+    prices: Sequence[float] | None = None,
+    concurrency: int = 16,
+    send: str = "async",
+    base_url: str | None = None,
     max_tokens: int = 64,
     side: str = "tuned",
     size: float | None = None,
@@ -55,27 +59,43 @@ def explain(
     seed: int = 0,
     store: Store | None = None,
 ) -> Labels:
-    """Describe features in words, judge them against a task, and score the descriptions on held-out texts.
+    """Explain features in words, judge them against a task, and score the explanations on held-out texts.
 
-    Half of the texts (drawn by content and seed, so their order does not matter; repeated texts count once) is
-    shown to the labeller; on the other half the descriptions are tested: up to 20 windows of 16 tokens where the
-    feature fires strongly (as on the strongest 1 % of the shown tokens) and as many where it does not. The control
-    scores each feature with the next one's description.
+    Half of the texts (drawn by content and seed, so their order does not matter; repeated texts count once) is shown to the
+    labeller, in windows of up to 32 tokens; on windows of the other half the explanations are tried. The labeller is blind:
+    it sees windows, activations, tokens and the task, never a probe weight, an effect or a model's name.
+
+    Scores: `detection` asks in which of up to 20 windows where the feature fires strongly (as on the strongest 1 % of the
+    shown tokens) and as many where it does not it fires; up to half of the latter hold a token it fires on most. `fuzzing`
+    asks in which windows the marked tokens are the right ones. `simulation` correlates predicted activations. Each stands
+    beside the score of another feature's explanation and those of random directions.
 
     Args:
         pair: the two models.
         saes: dictionaries trained on this pair.
         texts: what the features are watched on.
-        labeller: `lexicon` (offline), `openai:MODEL`, or an object that follows `parts.labellers.Labeller`.
-        task: what relevance is judged against.
-        lexicon: `vader`, a file or a mapping: what the labeller `lexicon` knows.
-        select: `mmcs` takes at each site the features best matched with the larger SAE, `attribution` those
-            with the largest confirmed |effect|, `all` every one. Features that never fire on the shown half
-            are passed over.
+        labeller: `lexicon` and `graph` work offline, `openai:MODEL` asks a model, `recorded:FILE` replays answers; or an
+            object that follows `parts.labellers.Labeller`.
+        task: what relevance is judged against, in words.
+        lexicon: `vader`, a file or a mapping: what the offline labellers know.
+        select: `mmcs` takes at each site the features best matched with the larger SAE, `attribution` those with the
+            largest confirmed |effect|, `all` every one. The list is made before any labelling. A feature that never fires
+            on the shown half is recorded as dead, and the next one is taken too.
         effects: from `attribute`, for `select="attribution"`.
-        k: features per site (`mmcs`) or over all sites (`attribution`); `all` ignores it.
-        n_examples: windows of up to 16 tokens shown per feature: the strongest, and some from the middle, one
-            per text.
+        k: features that fire, per site (`mmcs`) or over all sites (`attribution`); `all` ignores it.
+        n_examples: windows shown per feature where it fires: half the strongest, half of every quantile of its activation.
+            Half as many are shown where it is silent.
+        scores: which of `detection`, `fuzzing` and `simulation`; simulation is measured where the labeller can simulate.
+        n_random: random directions (`parts.saes.random_twin` of the same dictionaries) explained and scored as control.
+        repeat: whether the labeller is asked again with other windows of each feature; not for `lexicon` and `graph`, whose
+            judgement does not depend on windows.
+        judge: a second labeller, asked with the same windows; None for none.
+        budget_usd: most USD that a paid labeller may spend; None for no bound.
+        budget_tokens: most tokens, likewise.
+        prices: USD per million tokens of questions and of answers; None for the package's table.
+        concurrency: requests that run at once.
+        send: `async`, `sync` or `batch` (the Batch API).
+        base_url: an OpenAI-compatible server; None for OPENAI_BASE_URL or OpenAI's own.
         max_tokens: tokens read of each text.
         side: whose activations and dictionaries.
         size: which dictionaries; None is the smallest at each site.
@@ -83,17 +103,17 @@ def explain(
             `skipped`.
         cache: an `ActivationCache` that holds these texts at these sites (`lfp_lens.cache` with this `max_tokens`), read
             in place of the model; or a folder, where one is made first.
-        seed: of the halves and of the windows drawn for scoring.
+        seed: of the halves, the windows and the controls.
         store: a run's store, or None. Paid replies are kept in it, or in the user's cache folder.
 
     Returns:
-        One row per feature, in layer order and best first, or by effect. A detection score is the balanced
-        accuracy, NaN where the held-out half has fewer than 4 windows of one kind.
+        One row per feature, in layer order and best first, or by effect. A score is NaN where the held-out half has fewer
+        than 4 windows of one kind.
 
     Raises:
-        LensError: for SAEs of another pair, an unknown choice, a task that the labeller cannot judge, missing
-            effects, too few texts, a cache of another pair or of other texts, a chat model without a key or a usable
-            answer, or if no feature fires.
+        LensError: for SAEs of another pair, an unknown choice, a task that is empty or that the labeller cannot judge,
+            missing effects, too few texts, a cache of another pair or of other texts, a chat model without a key, a price
+            or a server, a budget that does not suffice, or if no feature fires.
         GateError: if no SAE passes the quality gates.
 
     >>> labels = explain(pair, saes, texts, task="positive sentiment")  # doctest: +SKIP
@@ -101,32 +121,48 @@ def explain(
     """
     inputs = dict(locals())
     stated = load_lexicon(lexicon)
-    _check(pair, saes, texts, k, n_examples, max_tokens)
+    _check(pair, saes, texts, k=k, n_examples=n_examples, max_tokens=max_tokens, n_random=n_random, scores=scores)
     replies = (store.root if store else cache_folder()) / "replies"
-    judge = make_labeller(labeller, Setting(stated, task, replies))
+    setting = Setting(stated, task, replies, {name: inputs[name] for name in SPENDING})
+    asked = make_labeller(labeller, setting)
+    second = None if judge is None else make_labeller(judge, setting)
+    _check_opinions(asked, second, repeat)
     sites, skipped = choose_sites(saes, side, size, gate)
     wanted = wanted_features(saes, sites, select, effects, k, side, size)
 
     def make(folder: Path | None) -> Labels:
-        distinct = _by_content(texts, seed)
+        distinct = by_content(list(texts), seed)
         held = opened(cache, pair, saes.sites, texts, sides=(side,), max_tokens=max_tokens)
-        with tqdm(desc="explain", unit="step") as bar:
-            fired, words, later = _watch(pair, saes, distinct, wanted, side, size, max_tokens, held, bar)
-            bar.total = bar.n + 3 * len(fired.features)
-            evidence = [_evidence(fired, words, row, n_examples) for row in range(len(fired.features))]
-            trials = [trial(fired, later, row, seed) for row in range(len(fired.features))]
-            labels = _label(judge, evidence, trials, task, bar)
-        return Labels(
-            saes=saes, site=tuple(site for site, _ in fired.features),
-            index=np.array([index for _, index in fired.features]), n_scored=np.array([len(one.truth) for one
-            in trials]), examples=tuple(one.examples for one in evidence), labeller=judge.name, task=task,
-            select=select, side=side, size=size, skipped=skipped, **labels,
-        )  # fmt: skip
+        width = pair.hf(side).config.hidden_size
+        parts = halves(pair, distinct, max_tokens=max_tokens, width=width, seed=seed)
+        with tqdm(total=sum(len(half.read.rows) for half in parts), desc="explain", unit="step") as bar:
+            plan = Plan(pair, saes, side, size, *parts, windows_kept(n_examples, repeat), n_random, seed)
+            seen = see(plan, wanted, held, bar)
+            found = label(plan, seen, asked, second, task, n_examples, scores, repeat, bar)
+        return Labels(saes=saes, task=task, select=select, side=side, size=size, skipped=skipped, **found)
 
-    return keep(store, "explain", in_key(inputs) | {"lexicon": stated, "texts": list(texts)}, make)
+    named = {name: value for name, value in inputs.items() if name not in SPENDING}
+    # A labeller that a name stands for may depend on a file: its own fingerprint says what it would answer.
+    named |= {"labeller": getattr(asked, "fingerprint", labeller), "judge": getattr(second, "fingerprint", judge)}
+    return keep(store, "explain", in_key(named) | {"lexicon": stated, "texts": list(texts)}, make)
 
 
-def _check(pair: Pair, saes: SAESet, texts: Sequence[str], k: int, n_examples: int, max_tokens: int) -> None:
+def _check_opinions(labeller: Labeller, judge: Labeller | None, repeat: bool) -> None:
+    """Refuse a second opinion that could not differ: kappa would be 1 and mean nothing."""
+    is_fixed = getattr(labeller, "judges_by_valence", False)
+    if repeat and is_fixed:
+        raise LensError(
+            f"repeat=True says nothing about {labeller.name!r}: it judges relevance by all shown words, not by windows, and "
+            "would say the same again. Leave repeat out, or give a judge that reads otherwise, such as judge='openai:MODEL'."
+        )
+    if is_fixed and getattr(judge, "judges_by_valence", False):
+        raise LensError(
+            "The labellers 'lexicon' and 'graph' judge relevance by the same rule, so one is no second opinion on the other. "
+            "Give another judge, such as judge='openai:MODEL'."
+        )
+
+
+def _check(pair: Pair, saes: SAESet, texts: Sequence[str], *, scores: Sequence[str], **numbers: int) -> None:
     if saes.pair != pair.fingerprint:
         raise LensError(
             f"These SAEs were trained on the pair {saes.pair}, this pair is {pair.fingerprint}: their "
@@ -134,97 +170,12 @@ def _check(pair: Pair, saes: SAESet, texts: Sequence[str], k: int, n_examples: i
         )
     if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
         raise LensError("texts must be a list of strings.")
-    for name, value, least in (("k", k, 1), ("n_examples", n_examples, 1), ("max_tokens", max_tokens, 2)):
+    for name, value in numbers.items():
+        least = {"max_tokens": 2, "n_random": 0}.get(name, 1)
         if value < least:
             raise LensError(f"{name} must be {least} or more; {value} given.")
-
-
-def _by_content(texts: Sequence[str], seed: int) -> list[str]:
-    """Give the distinct texts in an order that the seed and the texts decide, not the order they came in."""
-
-    def place(text: str) -> bytes:
-        return hashlib.blake2b(f"{seed}:{text}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
-
-    distinct = sorted({text for text in texts if text.strip()}, key=place)
-    if len(distinct) < 2:
-        raise LensError(f"{len(distinct)} different texts were given; half is shown and half is kept for scoring.")
-    return distinct
-
-
-def _watch(
-    pair: Pair,
-    saes: SAESet,
-    texts: list[str],
-    wanted: Wanted,
-    side: str,
-    size: float | None,
-    max_tokens: int,
-    cache: ActivationCache | None,
-    bar: Any,
-) -> tuple[Firing, Words, Heldout]:
-    """Read the model or the cache once: where the chosen features fire, the words there, the windows kept for scoring."""
-    encoded = encode(pair.tokenizer, texts, max_tokens=pair.room(max_tokens))
-    n_shown = (len(texts) + 1) // 2
-    dictionaries = {site: saes.one(site, side=side, size=size) for site in wanted.order}
-    fired = collect(pair, side, dictionaries, texts, encoded, wanted, n_shown, bar, cache=cache)
-    if not fired.features:
-        raise LensError(
-            f"None of the chosen features at {', '.join(wanted.order)} fires on the {n_shown} shown texts. "
-            "Give more texts, or choose with select='all'."
-        )
-    return fired, words_of(fired), heldout(fired)
-
-
-def _evidence(fired: Firing, words: Words, row: int, n_examples: int) -> Evidence:
-    activations_N = fired.activations(row)
-    shown_N = activations_N[: fired.shown_end]
-    total, count = words.sums(np.where(shown_N >= strong_level(shown_N), shown_N, 0.0))
-    site, index = fired.features[row]
-    return Evidence(f"{site} {index}", examples(fired, activations_N, n_examples), words.vocabulary, total, count)
-
-
-def _label(judge: Labeller, evidence: list[Evidence], trials: list[Trial], task: str, bar: Any) -> dict[str, Any]:
-    """Ask the labeller everything and give the fields of the result that come from it."""
-    descriptions = _each(judge, judge.describe, evidence, bar)
-    others = descriptions[1:] + descriptions[:1]
-    relevant = _each(
-        judge, lambda pair: judge.is_relevant(pair[0], pair[1], task), list(zip(evidence, descriptions)), bar
-    )
-
-    def score(row: int) -> tuple[float, float]:
-        name, held = evidence[row].feature, trials[row]
-        if not len(held.truth):
-            return np.nan, np.nan
-        own = _balanced_accuracy(judge.detect(name, descriptions[row], held.windows), held.truth)
-        if len(evidence) < 2:
-            return own, np.nan
-        return own, _balanced_accuracy(judge.detect(name, others[row], held.windows), held.truth)
-
-    scores = np.array(_each(judge, score, range(len(evidence)), bar), float)
-    return {
-        "description": tuple(descriptions),
-        "is_relevant": np.array(relevant, bool),
-        "detection": scores[:, 0],
-        "detection_shuffled": scores[:, 1],
-    }
-
-
-def _balanced_accuracy(said: Sequence[bool], truth: np.ndarray) -> float:
-    given = np.asarray(said, bool)
-    assert given.shape == truth.shape, (given.shape, truth.shape)
-    return float((given[truth].mean() + (~given[~truth]).mean()) / 2)
-
-
-def _each(judge: Labeller, ask: Callable[[Item], Result], items: Iterable[Item], bar: Any) -> list[Result]:
-    """Ask for every item, at most `judge.workers` at once, and give the answers in the order of the items."""
-    found = []
-    with ThreadPoolExecutor(max_workers=judge.workers) as pool:
-        try:
-            for future in [pool.submit(ask, item) for item in items]:
-                found.append(future.result())
-                bar.update()
-        except BaseException:
-            # What was not asked yet stays unasked: after a failure or Ctrl-C nothing more is paid for.
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return found
+    if isinstance(scores, str):
+        raise LensError(f"scores must be a list, such as ('detection',); {scores!r} given.")
+    for kind in scores:
+        if kind not in SCORES:
+            raise unknown("score", kind, SCORES)

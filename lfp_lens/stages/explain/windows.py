@@ -1,146 +1,182 @@
-"""What the labeller sees of the texts, and what it is tested on: words, example windows, held-out windows."""
+"""The texts as windows: disjoint blocks of up to 32 tokens, each with a place in a drawn order that its content decides."""
 
-import zlib
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+import torch
+from jaxtyping import Float, Int
 
+from lfp_lens.core.errors import LensError
+from lfp_lens.parts.activations import Encoded, encode
+from lfp_lens.parts.harvest import TextBatches, text_batches
+from lfp_lens.parts.pair import Pair
 from lfp_lens.parts.words import tokenize
 from lfp_lens.results.explain import Example
-from lfp_lens.stages.explain.firing import Firing
 
-WINDOW, BEFORE_PEAK = 16, 10
-"""Tokens in a window, and how many of them stand before the strongest one."""
-STRONG_QUANTILE, TIE = 0.99, 0.999
-"""A feature fires strongly on the strongest 1 % of the shown tokens, rounding allowed for among equals."""
-MIN_WINDOWS, MAX_WINDOWS = 4, 20
-"""Held-out windows of each kind: fewer are no test, more only cost."""
+WINDOW = 32
+"""Tokens in a window at most, as in delphi; the windows of one text are of nearly equal length."""
+PRIORITIES = 2**31
 
 
 @dataclass(frozen=True, eq=False)
 class Words:
-    """Which word each shown token belongs to."""
+    """Which word each token belongs to."""
 
     vocabulary: tuple[str, ...]
     """Lower-cased words and punctuation marks; "" stands for white space."""
-    of_token: Int[np.ndarray, " shown"]
+    of_token: Int[np.ndarray, " tokens"]
     """Place in the vocabulary, by token."""
 
-    def sums(
-        self, activations: Float[np.ndarray, " shown"]
-    ) -> tuple[Float[np.ndarray, " words"], Int[np.ndarray, " words"]]:
-        """Give the sum of activations over each word's tokens, and the number of these tokens."""
-        size = len(self.vocabulary)
-        total = np.bincount(self.of_token, weights=activations, minlength=size)
-        return total, np.bincount(self.of_token, minlength=size)
+    @cached_property
+    def count(self) -> Int[np.ndarray, " words"]:
+        """Tokens of each word."""
+        return np.bincount(self.of_token, minlength=len(self.vocabulary))
+
+    def total(self, places: Int[np.ndarray, " n"], values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " words"]:
+        """Give the sum of values over each word's tokens; `places` are tokens."""
+        total = np.bincount(self.of_token[places], weights=values, minlength=len(self.vocabulary))
+        return total.astype(np.float32)
 
 
-def words_of(fired: Firing) -> Words:
-    """Give the word of every shown token: the one its first character other than white space is in."""
-    places: dict[str, int] = {}
-    found = [
-        places.setdefault(word, len(places))
-        for text, spans in zip(fired.texts[: fired.n_shown], fired.spans)
-        for word in _aligned(text, spans)
-    ]
-    return Words(tuple(places), np.array(found, int))
+@dataclass(frozen=True, eq=False)
+class Half:
+    """Texts that are shown to the labeller, or texts that are held out; tokens and windows are counted text after text."""
+
+    encoded: list[Encoded]
+    """The texts."""
+    skip: int
+    """How many tokens stand before each text: the beginning-of-text token, or none."""
+    read: TextBatches
+    """The batches they are read in."""
+    ids: Int[np.ndarray, " tokens"]
+    """Token ids, the beginning-of-text token before each text left out."""
+    starts: Int[np.ndarray, " texts+1"]
+    """First token of each text, and the number of tokens at the end."""
+    window_starts: Int[np.ndarray, " windows+1"]
+    """First token of each window, and the number of tokens at the end."""
+    window_text: Int[np.ndarray, " windows"]
+    """Text of each window."""
+    priority: Int[np.ndarray, " windows"]
+    """A number below 2^31 drawn for each window by its text and the seed."""
+
+    @cached_property
+    def first_window(self) -> Int[np.ndarray, " texts+1"]:
+        """First window of each text."""
+        return np.searchsorted(self.window_text, np.arange(len(self.encoded) + 1))
+
+    @cached_property
+    def window_of(self) -> Int[np.ndarray, " tokens"]:
+        """Window of each token."""
+        return np.repeat(np.arange(len(self.window_text)), np.diff(self.window_starts))
+
+    def words(self) -> Words:
+        """Give the word of every token: the one its first character other than white space is in."""
+        places: dict[str, int] = {}
+        found = [
+            places.setdefault(word, len(places))
+            for text in self.encoded
+            for word in _aligned(text.text, text.offsets[self.skip :])
+        ]
+        return Words(tuple(places), np.array(found, int))
+
+    def example(self, window: int, activations: Float[np.ndarray, " tokens"], kind: str) -> Example:
+        """Give a window with what a feature does in it; `activations` may be longer than the window."""
+        n = int(self.window_starts[window + 1] - self.window_starts[window])
+        return Example(self.pieces(window), np.asarray(activations[:n], np.float32), self.window_ids(window), kind)
+
+    def window_ids(self, window: int) -> tuple[int, ...]:
+        """Give the token ids of a window."""
+        low, high = self.window_starts[window : window + 2].tolist()
+        return tuple(self.ids[low:high].tolist())
+
+    def drawn(self, n: int) -> Int[np.ndarray, " n"]:
+        """Give up to `n` windows drawn at random, in ascending order."""
+        return np.sort(np.argsort(-self.priority, kind="stable")[:n])
+
+    def pieces(self, window: int) -> tuple[str, ...]:
+        """Give the characters of each token of a window.
+
+        Each token takes the characters since the one before it: spaces are kept, and the pieces of one character come once.
+        """
+        known = self._pieces.get(window)
+        if known is not None:
+            return known
+        text = int(self.window_text[window])
+        first = self.skip - int(self.starts[text])
+        low, high = self.window_starts[window : window + 2].tolist()
+        spans = self.encoded[text].offsets[first + low : first + high]
+        edges = [spans[0][0]] + [end for _, end in spans]
+        made = tuple(self.encoded[text].text[left:right] for left, right in pairwise(edges))
+        return self._pieces.setdefault(window, made)
+
+    @cached_property
+    def _pieces(self) -> dict[int, tuple[str, ...]]:
+        """Windows that were asked for, which many features share."""
+        return {}
 
 
-def _aligned(text: str, spans: tuple[tuple[int, int], ...]) -> list[str]:
+def halves(pair: Pair, texts: list[str], *, max_tokens: int, width: int, seed: int) -> tuple[Half, Half]:
+    """Encode texts, the first half to be shown and the second held out, and cut each half into windows."""
+    encoded = encode(pair.tokenizer, texts, max_tokens=pair.room(max_tokens))
+    n_shown = (len(texts) + 1) // 2
+    made = [_half(encoded[part], pair.tokenizer, pair.device, width, seed) for part in
+            (slice(n_shown), slice(n_shown, None))]  # fmt: skip
+    return made[0], made[1]
+
+
+def by_content(texts: list[str], seed: int) -> list[str]:
+    """Give the distinct texts in an order that the seed and the texts decide, not the order they came in."""
+    distinct = sorted({text for text in texts if text.strip()}, key=lambda text: _drawn(text, seed))
+    if len(distinct) < 2:
+        raise LensError(f"{len(distinct)} different texts were given; half is shown and half is kept for scoring.")
+    return distinct
+
+
+def _half(encoded: list[Encoded], tokenizer: Any, device: torch.device, width: int, seed: int) -> Half:
+    begin = tokenizer.bos_token_id
+    skip = int(begin is not None)
+    lengths = np.array([len(text.ids) - skip for text in encoded], int)
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    ids = np.array([token for text in encoded for token in text.ids[skip:]], np.int64)
+    parts = [(text, int(start)) for text, n in enumerate(lengths) for start in _cuts(int(n))]
+    window_text = np.array([text for text, _ in parts], int)
+    window_starts = np.array([*(starts[text] + start for text, start in parts), len(ids)], int)
+    number = np.array([start for _, start in parts], np.uint64)
+    keys = np.array([int.from_bytes(_drawn(text.text, seed)[:8], "little") for text in encoded], np.uint64)
+    priority = _mixed(keys[window_text] + number * np.uint64(0x9E3779B97F4A7C15)) if len(parts) else number
+    read = text_batches(encoded, width=width, begin=begin, device=device)
+    return Half(encoded, skip, read, ids, starts, window_starts, window_text, priority.astype(np.int64))
+
+
+def _cuts(n: int) -> Int[np.ndarray, " windows"]:
+    """Give where the windows of a text of `n` tokens begin."""
+    parts = -(-n // WINDOW)
+    return np.array([at * n // parts for at in range(parts)], int)
+
+
+def _drawn(text: str, seed: int) -> bytes:
+    return hashlib.blake2b(f"{seed}:{text}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _mixed(keys: np.ndarray) -> np.ndarray:
+    """Give a number below 2^31 for each key, as good as drawn (the finaliser of SplitMix64)."""
+    keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return (keys ^ (keys >> np.uint64(31))) % np.uint64(PRIORITIES)
+
+
+def _aligned(text: str, spans: list[tuple[int, int]]) -> list[str]:
     held = tokenize(text)
-    ends, found = np.array(held.ends, int), []
-    for start, end in spans:
-        first = start + len(text[start:end]) - len(text[start:end].lstrip())
-        at = int(np.searchsorted(ends, first, side="right"))
-        is_inside = first < end and at < len(ends) and held.starts[at] <= first
-        found.append(held.words[at] if is_inside else "")
-    return found
-
-
-def examples(fired: Firing, activations_N: Float[np.ndarray, " tokens"], n: int) -> tuple[Example, ...]:
-    """Give up to `n` windows of different shown texts: 3 in 5 the strongest, the rest from the weaker."""
-    peaks = {
-        text: int(start + np.argmax(activations_N[start:end]))
-        for text, (start, end) in enumerate(zip(fired.starts[: fired.n_shown], fired.starts[1 : fired.n_shown + 1]))
-        if end > start and activations_N[start:end].max() > 0
-    }
-    ranked = sorted(peaks, key=lambda text: (-activations_N[peaks[text]], text))
-    n_top = -(-3 * n // 5)
-    top, rest = ranked[:n_top], ranked[n_top:]
-    n_rest = min(n - n_top, len(rest))
-    chosen = top + [rest[(place + 1) * len(rest) // (n_rest + 1)] for place in range(n_rest)]
-    return tuple(_example(fired, activations_N, text, peaks[text]) for text in chosen)
-
-
-def _example(fired: Firing, activations_N: np.ndarray, text: int, peak: int) -> Example:
-    low, high = int(fired.starts[text]), int(fired.starts[text + 1])
-    start = max(low, min(peak - BEFORE_PEAK, high - WINDOW))
-    stop = min(high, start + WINDOW)
-    spans = fired.spans[text]
-    # Each token takes the characters since the one before it: spaces are kept, and the pieces of one
-    # character come once.
-    edges = [spans[start - low][0]] + [end for _, end in spans[start - low : stop - low]]
-    tokens = tuple(fired.texts[text][left:right] for left, right in pairwise(edges))
-    return Example(tokens, activations_N[start:stop].astype(np.float32))
-
-
-@dataclass(frozen=True, eq=False)
-class Heldout:
-    """The held-out texts, each cut into windows of nearly equal length."""
-
-    starts: Int[np.ndarray, " windows"]
-    """First token of each window, among the held-out tokens."""
-    windows: tuple[str, ...]
-    """Their characters."""
-
-
-@dataclass(frozen=True, eq=False)
-class Trial:
-    """Windows on which one feature's description is tested; none where there are too few of one kind."""
-
-    windows: tuple[str, ...]
-    """As many firing as silent ones, mixed."""
-    truth: Bool[np.ndarray, " windows"]
-    """Whether the feature fires strongly there."""
-
-
-def heldout(fired: Firing) -> Heldout:
-    """Cut the held-out texts into windows of at most 16 tokens."""
-    starts: list[int] = []
-    windows: list[str] = []
-    for text in range(fired.n_shown, len(fired.texts)):
-        spans = fired.spans[text]
-        for part in np.array_split(np.arange(len(spans)), -(-len(spans) // WINDOW) or 1):
-            if len(part):
-                starts.append(int(fired.starts[text] - fired.shown_end + part[0]))
-                windows.append(fired.texts[text][spans[part[0]][0] : spans[part[-1]][1]])
-    return Heldout(np.array(starts, int), tuple(windows))
-
-
-def strong_level(activations: Float[np.ndarray, " shown"]) -> float:
-    """Give the activation from which a feature fires strongly; any at all, for one that fires on fewer tokens.
-
-    Dictionaries of small models are dense: their features are active at some level nearly everywhere, and only the
-    strongest activations tell what one of them is about.
-    """
-    return max(TIE * float(np.quantile(activations, STRONG_QUANTILE)), 1e-6)
-
-
-def trial(fired: Firing, later: Heldout, row: int, seed: int) -> Trial:
-    """Draw a feature's firing and silent windows with the seed; other features do not change the draw."""
-    site, index = fired.features[row]
-    nothing = Trial((), np.zeros(0, bool))
-    if not len(later.starts):
-        return nothing
-    activations_N = fired.activations(row)
-    level = strong_level(activations_N[: fired.shown_end])
-    fires = np.maximum.reduceat(activations_N[fired.shown_end :], later.starts) >= level
-    n = min(int(fires.sum()), int((~fires).sum()), MAX_WINDOWS)
-    if n < MIN_WINDOWS:
-        return nothing
-    generator = np.random.default_rng((seed, zlib.crc32(site.encode()), index))
-    drawn = np.concatenate([generator.choice(np.flatnonzero(kind), n, replace=False) for kind in (fires, ~fires)])
-    mixed = generator.permutation(drawn)
-    return Trial(tuple(later.windows[at] for at in mixed), fires[mixed])
+    seen = np.flatnonzero([not letter.isspace() for letter in text])
+    if not held.words or not spans:
+        return [""] * len(spans)
+    span_NE = np.array(spans, int)
+    first_N = np.append(seen, len(text))[np.searchsorted(seen, span_NE[:, 0])]
+    at_N = np.searchsorted(np.array(held.ends, int), first_N, side="right").clip(max=len(held.words) - 1)
+    starts_N, ends_N = np.array(held.starts, int)[at_N], np.array(held.ends, int)[at_N]
+    is_inside_N = (first_N < span_NE[:, 1]) & (starts_N <= first_N) & (first_N < ends_N)
+    return [held.words[at] if is_inside else "" for at, is_inside in zip(at_N.tolist(), is_inside_N.tolist())]

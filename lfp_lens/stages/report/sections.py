@@ -14,7 +14,16 @@ from lfp_lens.results.preference_probe import LearnedPreference
 from lfp_lens.stages.report import preferences
 from lfp_lens.stages.report.headline import among_random, by_mode
 from lfp_lens.stages.report.prose import WORDS
-from lfp_lens.stages.report.tables import agreements, answer_key, detection, examples, mean_kl, paper_tables, seed_facts
+from lfp_lens.stages.report.tables import (
+    agreements,
+    answer_key,
+    examples,
+    mean_kl,
+    paper_tables,
+    reliability,
+    scores,
+    seed_facts,
+)
 from lfp_lens.view import layers, page
 from lfp_lens.view.page import Section
 from lfp_lens.view.phrases import sign_of
@@ -181,11 +190,15 @@ def attribute(effects: Effects, results: Mapping[str, Any]) -> Section:
 def explain(labels: Labels, results: Mapping[str, Any]) -> Section:
     """Show descriptions, their scores and the texts behind them."""
     frame = labels.to_frame()
-    order = np.lexsort((-np.nan_to_num(labels.detection), ~labels.is_relevant))
+    own = labels.scores[0].own if labels.scores else np.zeros(len(frame))
+    order = np.lexsort((-np.nan_to_num(own), ~labels.is_relevant))
     facts = {
-        "related to the task": f"{int(labels.is_relevant.sum())} of {len(frame)} features ({labels.task})",
-        "mean detection": detection(labels),
+        "related to the task": f"{int(labels.is_relevant.sum())} of {labels.status.count('labelled')} features ({labels.task})",
+        "labels of relevance": reliability(labels),
+        **scores(labels),
         "labeller / choice of features": f"{labels.labeller} / {labels.select}",
+        "never firing / without a usable answer": f"{labels.status.count('dead')} / {labels.status.count('unanswered')}",
+        "asked and paid": labels.bill.told(),
         **_skipped(labels.skipped),
     }
     texts = examples(labels, order[:SHOWN_LABELS])

@@ -7,6 +7,7 @@ import numpy as np
 
 from lfp_lens.core.stats import Estimate, RankAgreement
 from lfp_lens.results import Divergence, Labels, Learned, published
+from lfp_lens.results.explain import RELIABLE
 from lfp_lens.stages.report.headline import planted_flips
 from lfp_lens.view import page
 from lfp_lens.view.tokens import token_html
@@ -110,12 +111,12 @@ def examples(labels: Labels, rows: np.ndarray) -> "pd.DataFrame":
     return pd.DataFrame(made, columns=["site", "feature", "description", "texts"])
 
 
-def detection(labels: Labels) -> str:
-    """Give the mean detection score beside its control."""
-    scored = np.isfinite(labels.detection)
-    if not scored.any():
-        return "not scored"
-    shuffled = labels.detection_shuffled[np.isfinite(labels.detection_shuffled)]
-    control = f"{shuffled.mean():.3f}" if len(shuffled) else "not scored"
-    real = f"{labels.detection[scored].mean():.3f} over {int(scored.sum())} features"
-    return f"{real}; another feature's description {control}"
+def scores(labels: Labels) -> dict[str, str]:
+    """Give every mean score beside another feature's explanation and random directions."""
+    return {f"mean {one.kind}": one.told() for one in labels.scores} or {"scores": "none was asked for"}
+
+
+def reliability(labels: Labels) -> str:
+    """Say how far a repeat and a second judge agree on what is relevant."""
+    told = "; ".join(one.told() for one in labels.agreement) or "asked once: neither repeated nor judged by another"
+    return told if labels.is_reliable is not False else f"unreliable, kappa below {RELIABLE}: {told}"
