@@ -115,7 +115,7 @@ def test_the_tokens_of_a_question_are_about_those_that_are_sent(real_data: Path)
     from transformers import AutoTokenizer
 
     from lfp_lens.parts.labellers.base import Evidence, Trial
-    from lfp_lens.parts.labellers.chat import detect_questions, explain_questions, fuzz_questions
+    from lfp_lens.parts.labellers.chat_questions import detect_questions, explain_questions, fuzz_questions
     from lfp_lens.parts.texts import load_texts
     from lfp_lens.results.explain import Example, Explanation
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from lfp_lens.parts.chat import Estimate, Prices, Question
 from lfp_lens.parts.labellers.base import Evidence, Trial
-from lfp_lens.parts.labellers.chat import detect_questions, explain_questions, fuzz_questions
+from lfp_lens.parts.labellers.chat_questions import detect_questions, explain_questions, fuzz_questions
 from lfp_lens.results.explain import Example, Explanation
 
 WINDOW = (
