@@ -56,7 +56,7 @@ def feature_edit(
     drawn_from = drawn_from.to(some.W_dec.device)
     mean = drawn_from.mean(0)
     generator = torch.Generator().manual_seed(seed)
-    row_of_place = torch.randint(len(drawn_from), (PLACES,), generator=torch.Generator().manual_seed(seed))
+    row_of_place = _drawn_rows(len(drawn_from), seed) if mode == "resample" else torch.zeros(0)
 
     def edit(acts: torch.Tensor, base: torch.Tensor | None = None, place: torch.Tensor | None = None) -> torch.Tensor:
         if not own:
@@ -75,6 +75,10 @@ def feature_edit(
         return acts + ((scale - 1.0) * away @ some.W_dec).to(acts.dtype)
 
     return edit
+
+
+def _drawn_rows(n: int, seed: int) -> torch.Tensor:
+    return torch.randint(n, (PLACES,), generator=torch.Generator().manual_seed(seed))
 
 
 def reconstruction_edit(record: SAERecord, *, device: torch.device | str = "cpu") -> Edit:
