@@ -78,8 +78,9 @@ def run(
 
     if until is not None and until not in VERBS:
         raise unknown("verb", until, VERBS)
-    _check_names(config, _wanted(until))
-    home = _home(Path(store) / config.name, config)
+    folder = Path(store) / config.name
+    _check_names(config, _wanted(until), is_explained=_is_kept(folder, config, "explain"))
+    home = _home(folder, config)
     done = Run(config.name, home)
     work = _Work(config, done)
     with warnings.catch_warnings(), without_bars() if quiet else nullcontext():
@@ -113,9 +114,12 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     return Run(folder.name, store, results, refusals)
 
 
-def _check_names(config: RunConfig, wanted: tuple[str, ...]) -> None:
-    """Refuse what a late verb would refuse, an unknown reward, lexicon, labeller or site, before hours of work."""
-    from lfp_lens.parts.labellers import SPENDING, Setting, make_labeller
+def _check_names(config: RunConfig, wanted: tuple[str, ...], *, is_explained: bool = False) -> None:
+    """Refuse what a late verb would refuse, an unknown reward, lexicon or site, a labeller or judge that cannot do, or a chat
+    model without a key, before hours of work. Labels that are finished need no key.
+    """
+    from lfp_lens.parts.labellers import SPENDING, Setting
+    from lfp_lens.parts.labellers.opinions import check_keys, make_labellers
     from lfp_lens.parts.lexicons import load_lexicon
     from lfp_lens.parts.rewards import make_reward
     from lfp_lens.parts.sites import layer_of
@@ -127,10 +131,22 @@ def _check_names(config: RunConfig, wanted: tuple[str, ...]) -> None:
     stated = load_lexicon(config.lexicon)
     if "explain" in wanted:
         spending = {name: getattr(config.explain, name) for name in SPENDING}
-        for name in filter(None, (config.explain.labeller, config.explain.judge)):
-            make_labeller(name, Setting(stated, config.explain.task, Path("replies"), spending))
+        setting, asked = Setting(stated, config.explain.task, Path("replies"), spending), config.explain
+        made = make_labellers(asked.labeller, asked.judge, setting, repeat=asked.repeat)
+        if not is_explained:
+            check_keys(*made)
     for site in config.sites if isinstance(config.sites, tuple) else ():
         layer_of(site)
+
+
+def _is_kept(folder: Path, config: RunConfig, verb: str) -> bool:
+    """Tell whether a verb of this very config is finished in the folder of a run."""
+    written = folder.expanduser() / CONFIG_FILE
+    return (
+        written.is_file()
+        and written.read_text(encoding="utf-8") == config.to_toml()
+        and (written.parent / verb).is_dir()
+    )
 
 
 def _home(folder: Path, config: RunConfig) -> Store:

@@ -160,10 +160,18 @@ class Batches:
         """Whether the next batch is made but its creation is not answered."""
         self.refuse_next_create = False
         """Whether the connection breaks before the next batch is made."""
+        self.mishaps: list[tuple[str, int | str]] = []
+        """What goes wrong next, in order: where (`upload`, `refuse` a batch before or `create` after it is made, `list`,
+        `content`), and the status, or `cut` for a body that breaks off."""
+        self.before_create: Callable[[], None] = lambda: None
+        """What happens while a batch is being created."""
         self._owner, self._files, self._looks = owner, {}, {}  # type: ignore[var-annotated]
 
     def post(self, path: str, raw: bytes) -> tuple[int, bytes]:
         """Take a file or create a batch."""
+        mishap = self._mishap("upload" if path.endswith("/files") else "refuse")
+        if mishap is not None:
+            return mishap
         if path.endswith("/files"):
             lines = [line for line in raw.splitlines() if line.startswith(b'{"custom_id"')]
             id = f"file-{len(self._files)}"
@@ -173,6 +181,7 @@ class Batches:
         if self.refuse_next_create:
             self.refuse_next_create = False
             raise ConnectionAbortedError
+        self.before_create()
         asked = json.loads(raw)
         batch = {"id": f"batch-{len(self.created)}", "object": "batch", "endpoint": asked["endpoint"], "status": "validating",
                  "input_file_id": asked["input_file_id"], "completion_window": "24h", "created_at": int(time.time()),
@@ -181,13 +190,28 @@ class Batches:
         if self.lose_next_create:
             self.lose_next_create = False
             raise ConnectionAbortedError
-        return 200, json.dumps(batch).encode()
+        return self._mishap("create") or (200, json.dumps(batch).encode())
+
+    def forget(self) -> None:
+        """Forget the results of every batch."""
+        self._files = {id: raw for id, raw in self._files.items() if raw.startswith(b'{"custom_id"')}
+
+    def _mishap(self, where: str) -> tuple[int, bytes] | None:
+        if not self.mishaps or self.mishaps[0][0] != where:
+            return None
+        _, what = self.mishaps.pop(0)
+        return (200, b'{"id": "ba') if isinstance(what, str) else (what, json.dumps(_error(what)).encode())
 
     def get(self, path: str) -> tuple[int, bytes]:
         """Give a file, a batch or all batches."""
         if path.endswith("/content"):
-            return 200, self._files[path.split("/")[-2]]
+            id = path.split("/")[-2]
+            found = (200, self._files[id]) if id in self._files else (404, json.dumps(_error(404)).encode())
+            return self._mishap("content") or found
         if path.partition("?")[0].endswith("/batches"):
+            mishap = self._mishap("list")
+            if mishap is not None:
+                return mishap
             return 200, json.dumps({"object": "list", "data": self.created[::-1], "has_more": False}).encode()
         batch = next((one for one in self.created if one["id"] == path.split("/")[-1]), None)
         if batch is None:
@@ -203,17 +227,21 @@ class Batches:
         for line in self._files[batch["input_file_id"]].splitlines():
             request = json.loads(line)
             _, seen, answer = self._owner.take(request["body"])
-            if isinstance(answer, Fault):
+            if isinstance(answer, Fault) and answer.kind != "status":
                 continue
-            seen.is_answered = not isinstance(answer, int)
-            said = answer if isinstance(answer, Said) else Said(str(answer))
-            response = (
-                {"status_code": answer, "body": _error(answer)}
-                if isinstance(answer, int)
-                else {"status_code": 200, "body": completion(said)}
-            )
+            if isinstance(answer, Fault):
+                response: dict[str, Any] = {"status_code": answer.status, "body": {"error": answer.error}}
+            elif isinstance(answer, int):
+                response = {"status_code": answer, "body": _error(answer)}
+            else:
+                seen.is_answered = True
+                said = answer if isinstance(answer, Said) else Said(answer)
+                response = {"status_code": 200, "body": completion(said)}
             lines.append(
-                json.dumps({"id": "r", "custom_id": request["custom_id"], "response": response, "error": None})
+                json.dumps(
+                    {"id": "r", "custom_id": request["custom_id"], "response": response, "error": None},
+                    ensure_ascii=False,
+                )
             )
         random.Random(0).shuffle(lines)
         id = f"file-{len(self._files)}"

@@ -443,3 +443,55 @@ def test_a_reward_that_preferences_leave_unused_is_not_made() -> None:
     with pytest.raises(LensError, match="/nowhere"):
         _check_names(small(**unused), ("finetune",))
     _check_names(small(**unused, finetune__preferences="hh"), ("finetune",))
+
+
+# --- who explains is checked before hours of work ---
+
+
+@pytest.fixture
+def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_a_chat_model_without_a_key_is_refused_before_anything_runs(
+    no_key: None, tmp_path: Path, written: list[str]
+) -> None:
+    assert load_config("pythia-70m-hh").explain.labeller == "openai:gpt-4o"
+    with pytest.raises(LensError, match=r"'openai:gpt-4o' needs a key: .*OPENAI_API_KEY"):
+        run(load_config("pythia-70m-hh"), store=tmp_path)
+    with pytest.raises(LensError, match=r"'openai:m' needs a key"):
+        run(small(explain__judge="openai:m"), store=tmp_path)
+    assert written == [] and list(tmp_path.iterdir()) == []
+
+
+def test_no_key_is_asked_for_where_none_is_needed(no_key: None, copied: Path, stops: None, tmp_path: Path) -> None:
+    """A server of one's own needs none, nor do verbs before `explain`, nor labels that are finished."""
+    paid = {"explain__labeller": "openai:m"}
+    for config, until in ((small(**paid, explain__base_url="http://localhost:1"), None), (small(**paid), "attribute")):
+        with pytest.raises(Reached):
+            run(config, store=tmp_path / "new", until=until)
+    (copied / "tiny" / "config.toml").write_text(small(**paid).to_toml())
+    with pytest.raises(Reached, match="explain"):
+        run(small(**paid), store=copied)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"explain__repeat": True}, "say the same again"),
+        ({"explain__judge": "graph"}, "no second opinion"),
+        ({"explain__judge": "openai:m", "explain__labeller": "openai:m"}, "agrees with itself by construction"),
+        (
+            {"explain__judge": "openai:m", "explain__labeller": "openai:n", "explain__prices": [1.0, 2.0]},
+            "two models",
+        ),
+    ],
+)
+def test_a_second_opinion_that_could_not_differ_is_refused_before_anything_runs(
+    changes: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    with pytest.raises(LensError, match=message):
+        run(small(**changes), store=tmp_path)
+    assert list(tmp_path.iterdir()) == []

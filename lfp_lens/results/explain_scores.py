@@ -56,9 +56,9 @@ class Agreement:
     by: str
     """Who judged."""
     is_relevant: Bool[np.ndarray, " features"]
-    """What it said; False where it said nothing."""
+    """What it said of each listed feature; False where it said nothing, and for dead features."""
     is_judged: Bool[np.ndarray, " features"]
-    """Where both said something."""
+    """Where both said something; False for dead features, which nobody is asked about."""
     agreement: float
     """Share of features on which the two agree."""
     kappa: Estimate

@@ -33,6 +33,7 @@ SMALL = {
 OTHER_LINES = (
     "calibration",
     "carriers",
+    "explain_features",
     "feature_screen",
     "labelling",
     "learned_feedback",

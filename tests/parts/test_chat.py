@@ -12,9 +12,10 @@ import pytest
 from pydantic import BaseModel
 
 from lfp_lens.core.errors import LensError
-from lfp_lens.parts.chat import DATA, Chat, Question, Spending
+from lfp_lens.parts.chat import DATA, BudgetSpent, Chat, Question, Spending, drivers
+from lfp_lens.parts.chat.spending import server_of
 from tests.chat_jobs import questions
-from tests.chat_server import Fault, Said, data_of
+from tests.chat_server import ChatServer, Fault, Said, data_of
 
 SENDS = ("async", "sync", "batch")
 
@@ -58,14 +59,14 @@ def test_replies_come_in_the_order_of_the_questions(serve: Any, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("send", SENDS)
-def test_what_was_answered_needs_no_server_and_no_key(
+def test_what_was_answered_needs_no_request_and_no_key(
     serve: Any, tmp_path: Path, send: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = serve(named)
     list(chat(tmp_path, send="async").ask_all(asked(3)))
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name)
-    again = chat(tmp_path, send=send)
+    again = chat(tmp_path, send=send, base_url=server.url + "/")
     assert labels(again.ask_all(asked(3))) == ["0", "1", "2"]
     assert (again.bill.requests, again.bill.cached, len(server.requests)) == (0, 3, 3)
 
@@ -169,6 +170,82 @@ def test_the_same_question_asked_from_several_threads_is_sent_once(serve: Any, t
     with ThreadPoolExecutor(8) as pool:
         said = list(pool.map(lambda _: one.ask("it", "Name it." + DATA, {"n": 1}, Label).label, range(8)))
     assert (set(said), len(server.requests), one.cached_calls) == ({"1"}, 1, 7)
+
+
+@pytest.mark.parametrize("send", ["async", "sync"])
+def test_a_caller_that_stops_reading_leaves_nothing_in_flight_that_others_would_wait_for(
+    serve: Any, tmp_path: Path, send: str
+) -> None:
+    def answer(number: int, body: dict[str, Any]) -> Said:
+        time.sleep(0.3 if data_of(body)["n"] else 0.0)
+        return named(number, body)
+
+    serve(answer)
+    reserved = asked(1)[0].most_tokens_in + 40
+    one = chat(tmp_path, send=send, concurrency=3, budget_tokens=105 + 3 * reserved)
+    replies = one.ask_all(asked(50))
+    assert next(replies).label == "0"
+    time.sleep(0.1)
+    replies.close()
+    assert one.desk.in_flight == 0
+
+
+@pytest.mark.parametrize("send", ["async", "sync"])
+def test_an_interrupted_request_leaves_nothing_in_flight_and_a_full_budget_is_told_at_once(
+    serve: Any, tmp_path: Path, send: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve(lambda number, body: Fault("drop", seconds=1.0))
+    one = chat(tmp_path, send=send, concurrency=1, budget_tokens=asked(1)[0].most_tokens_in + 40)
+    with monkeypatch.context() as patch:
+        # The main thread is interrupted: while it sends, or while it waits for those that do.
+        patch.setattr(drivers, "outcome_of", interrupt)
+        patch.setattr(drivers.queue, "SimpleQueue", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            list(one.ask_all(asked(2)))
+    assert one.desk.in_flight == 0
+    start = time.monotonic()
+    with pytest.raises(BudgetSpent, match="no room"):
+        list(one.ask_all(asked(2)))
+    assert time.monotonic() - start < 1
+
+
+def test_another_server_is_asked_anew_and_the_vendors_own_name_is_one(tmp_path: Path) -> None:
+    (question,) = asked(1)
+    here = Spending(base_url="http://localhost:8000/v1")
+    for same in ("http://localhost:8000/v1/", "HTTP://LOCALHOST:8000/v1", "http://user:secret@localhost:8000/v1?key=x"):
+        assert Spending(base_url=same).server == here.server == "http://localhost:8000/v1"
+    assert (
+        Spending(base_url="https://api.openai.com/v1/").server
+        == Spending(base_url="https://api.openai.com").server
+        == ""
+    )
+    assert question.key("m") == question.key("m", "") != question.key("m", here.server)
+    assert question.key("m", here.server) != question.key("m", "http://localhost:8001/v1")
+    assert server_of("http://[::1]:80/v1/") == "http://[::1]/v1" and server_of("not a url/") == "not a url"
+
+
+def test_the_reply_of_one_server_is_not_taken_for_anothers(serve: Any, tmp_path: Path) -> None:
+    first = serve(named)
+    assert labels(chat(tmp_path).ask_all(asked(1))) == ["0"]
+    with ChatServer(lambda number, body: json.dumps({"label": "other"})).running() as other:
+        assert labels(chat(tmp_path, base_url=other.url).ask_all(asked(1))) == ["other"]
+    assert labels(chat(tmp_path, base_url=first.url + "/").ask_all(asked(1))) == ["0"]
+    assert len(first.requests) == 1
+
+
+class Interrupted:
+    """Stands in for a queue: nothing comes for a while, then the user presses Ctrl-C."""
+
+    def get(self) -> None:
+        time.sleep(0.5)
+        raise KeyboardInterrupt
+
+    def put(self, item: Any) -> None:
+        pass
+
+
+def interrupt(*given: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def test_lone_surrogates_in_a_text_can_be_sent(serve: Any, tmp_path: Path) -> None:

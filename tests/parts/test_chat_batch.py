@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lfp_lens.core.errors import LensError
-from lfp_lens.parts.chat import batch as batches
+from lfp_lens.parts.chat import clerk as batches
 from tests.chat_server import Fault, data_of
 from tests.parts.test_chat import asked, chat, labels, lines, named
 
@@ -58,10 +58,10 @@ def test_a_kill_before_the_id_was_stored_does_not_submit_twice(
     with monkeypatch.context() as patch:
         # Killed before the upload, or after the server made the batch whose id we never saw.
         if stage == "prepared":
-            patch.setattr(batches._Clerk, "submit", kill)
+            patch.setattr(batches.BatchServer, "upload", kill)
         else:
             server.batches.lose_next_create = True
-            patch.setattr(batches._Clerk, "_look_up", kill)
+            patch.setattr(batches.BatchServer, "find", kill)
         with pytest.raises(Killed):
             list(chat(tmp_path, send="batch").ask_all(asked(3)))
     assert steps(tmp_path)[-1] == stage

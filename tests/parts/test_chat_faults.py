@@ -117,6 +117,28 @@ def test_a_model_that_takes_no_temperature_is_asked_without(serve: Any, tmp_path
     assert ["temperature" in body for body in server.requests] == [True, False, False, False]
 
 
+def test_a_model_that_thinks_is_asked_to_think_little_and_has_no_temperature() -> None:
+    (question,) = asked(1)
+    for model in ("gpt-5", "gpt-5-mini", "gpt-5-nano-2025-08-07"):
+        body = question.body(model)
+        assert body["reasoning_effort"] == "minimal" and "temperature" not in body
+    # Later ones refuse `minimal`; those for chats do not think.
+    for model in ("gpt-5.1", "gpt-5.1-2025-11-13", "gpt-5-chat-latest", "gpt-4o", "my-gpt-5"):
+        body = question.body(model)
+        assert "reasoning_effort" not in body and body["temperature"] == 0
+
+
+@pytest.mark.parametrize("send", SENDS)
+@pytest.mark.parametrize(("model", "part"), [("gpt-5-mini", "reasoning_effort"), ("m", "temperature")])
+def test_a_part_that_a_server_refuses_is_left_out(serve: Any, tmp_path: Path, send: str, model: str, part: str) -> None:
+    refusal = Fault("status", status=400, error={"message": "Unsupported value", "param": part})
+    server = serve(lambda number, body: refusal if part in body else named(number, body))
+    one = chat(tmp_path, send=send, concurrency=1)
+    one.desk.model = model
+    assert labels(one.ask_all(asked(2))) == ["0", "1"]
+    assert part in server.requests[0] and part not in server.requests[-1]
+
+
 def test_one_question_that_is_too_long_for_the_model_leaves_the_others(serve: Any, tmp_path: Path) -> None:
     long = Fault("status", status=400, error={"message": "context length exceeded", "param": "messages"})
     serve(lambda number, body: long if data_of(body)["n"] == 2 else named(number, body))

@@ -234,6 +234,38 @@ def test_the_whole_cost_can_be_told_before_the_first_question(
     assert labeller.bill.estimate_usd == foretold == pytest.approx(2.8, rel=0.25)
 
 
+def test_a_labeller_at_another_server_is_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    at = [make_labeller("openai:m", setting(tmp_path, base_url=f"http://user:key@here:{port}/v1/")) for port in (1, 2)]
+    vendor = make_labeller("openai:m", setting(tmp_path, base_url="https://api.openai.com/v1"))
+    assert [one.fingerprint for one in (vendor, *at)] == [
+        "openai:m",
+        *(f"openai:m at http://here:{port}/v1" for port in (1, 2)),
+    ]
+    assert {one.name for one in (vendor, *at)} == {"openai:m"}
+
+
+def test_the_bill_of_each_call_can_be_taken_apart(serve: Any, tmp_path: Path) -> None:
+    serve(lambda number, body: explained() if schema_of(body) == "Explained" else '{"numbers": [1]}')
+    labeller = make_labeller("openai:m", setting(tmp_path, prices=(1.0, 1.0)))
+    start = labeller.bill
+    list(labeller.explain([evidence(window("x", acts=(1,)))], TASK))
+    first = labeller.bill_since(start)
+    between = labeller.bill
+    list(labeller.detect([trial(window("a"))]))
+    second = labeller.bill_since(between)
+    assert (first.requests, second.requests, labeller.bill.requests) == (1, 1, 2)
+    assert first.usd + second.usd == pytest.approx(labeller.bill.usd)
+
+
+@pytest.mark.parametrize("end", ["\u2028", "\u0085", "\u000b"])
+def test_recorded_answers_may_hold_any_line_end(tmp_path: Path, end: str) -> None:
+    line = {"kind": "explanation", "feature": NAME, "description": f"a{end}b", "is_relevant": True}
+    (tmp_path / "answers.jsonl").write_text(json.dumps(line, ensure_ascii=False) + "\n", encoding="utf-8")
+    (said,) = make_labeller(f"recorded:{tmp_path / 'answers.jsonl'}", setting(tmp_path)).explain([evidence()], TASK)
+    assert said is not None and said.description.split() == ["a", "b"]
+
+
 def test_a_labeller_name_must_be_complete(tmp_path: Path) -> None:
     with pytest.raises(LensError, match=r"needs a model's name.*openai:gpt-4o"):
         make_labeller("openai", setting(tmp_path))

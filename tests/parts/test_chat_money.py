@@ -93,6 +93,52 @@ def test_a_server_that_counts_no_tokens_is_charged_what_was_reserved(serve: Any,
     assert one.bill.usd == pytest.approx(dollars(2 * RESERVED))
 
 
+@pytest.mark.parametrize("send", ["async", "sync", "batch"])
+@pytest.mark.parametrize("unit", ["usd", "tokens"])
+def test_a_server_that_does_not_keep_the_bound_on_answers_ends_the_work_under_a_budget(
+    serve: Any, tmp_path: Path, send: str, unit: str
+) -> None:
+    server = serve(lambda number, body: Said(named(number, body).text, (100, 2 * RESERVED)))
+    budget = {"usd": {"budget_usd": 1.0, "prices": MILLION}, "tokens": {"budget_tokens": 10**6}}[unit]
+    one = chat(tmp_path, send=send, concurrency=2, **budget)
+    with pytest.raises(
+        BudgetSpent, match=rf"were reserved: the server does not keep max_completion_tokens.*budget_{unit}"
+    ):
+        list(one.ask_all(asked(9)))
+    # One round: what was in flight, or in the batch.
+    assert len(server.requests) <= (9 if send == "batch" else 2)
+    assert sum(line["kind"] == "reply" for line in lines(tmp_path)) == len(server.requests)
+    assert labels(chat(tmp_path, send=send).ask_all(asked(1))) == ["0"], "what was answered is kept"
+
+
+def test_without_a_budget_a_long_answer_is_an_answer(serve: Any, tmp_path: Path) -> None:
+    serve(lambda number, body: Said(named(number, body).text, (100, 2 * RESERVED)))
+    assert labels(chat(tmp_path, prices=MILLION).ask_all(asked(3))) == ["0", "1", "2"]
+
+
+def test_the_bill_of_a_call_is_what_was_paid_since(serve: Any, tmp_path: Path) -> None:
+    serve(named)
+    one = chat(tmp_path, prices=MILLION)
+    list(one.ask_all(asked(3)))
+    first = one.bill
+    list(one.ask_all(asked(5)))
+    since = one.bill_since(first)
+    assert (since.requests, since.cached, since.tokens_in, since.tokens_out) == (2, 3, 200, 10)
+    assert since.usd == pytest.approx(dollars(210)) and one.bill.usd == pytest.approx(dollars(525))
+    assert since.estimate_usd == pytest.approx(one.bill.estimate_usd - first.estimate_usd)
+    before = one.bill
+    for n in (6, 9):
+        foretold, told = one.estimate(asked(n)), one.bill
+        one.foretell(foretold)
+        list(one.ask_all(asked(n)))
+        assert one.bill_since(told).estimate_usd == pytest.approx(foretold.usd)
+    assert one.bill.estimate_usd > before.estimate_usd
+    unpriced = chat(tmp_path / "unpriced")
+    start = unpriced.bill
+    list(unpriced.ask_all(asked(1)))
+    assert (unpriced.bill_since(start).usd, unpriced.bill_since(start).estimate_usd) == (None, None)
+
+
 def test_a_reservation_is_more_than_any_tokenizer_counts(real_data: Path) -> None:
     from transformers import AutoTokenizer
 
@@ -203,6 +249,16 @@ def test_spending_that_cannot_be_meant_is_refused(given: dict[str, Any], message
 def test_prices_that_are_none_are_refused(prices: Any) -> None:
     with pytest.raises(LensError, match=r"prices must be two numbers of at least 0"):
         Spending(prices=prices).prices_of("gpt-4o")
+
+
+def test_prices_can_be_named_for_each_model(vendor: None) -> None:
+    spending = Spending(prices={"mine": (1.0, 2.0), "gpt-4o": (3.0, 4.0)})
+    assert spending.prices_of("mine") == Prices(1.0, 2.0) and spending.prices_of("gpt-4o") == Prices(3.0, 4.0)
+    assert spending.prices_of("gpt-4o-mini") == listed_prices("gpt-4o-mini") and spending.prices_of("yours") is None
+    with pytest.raises(LensError, match=r"No price is known for 'yours'"):
+        Spending(prices={"mine": (1.0, 2.0)}, budget_usd=1.0).prices_of("yours")
+    with pytest.raises(LensError, match=r"prices must be two numbers of at least 0"):
+        Spending(prices={"mine": (1.0, -2.0)}).prices_of("mine")
 
 
 def test_none_stands_for_the_default() -> None:

@@ -10,6 +10,9 @@ import pytest
 from lfp_lens.core.errors import LensError
 from lfp_lens.core.store import Store
 from lfp_lens.parts import harvest
+from lfp_lens.parts.chat import Spending
+from lfp_lens.parts.labellers import ChatLabeller
+from lfp_lens.parts.labellers.opinions import _check_prices
 from lfp_lens.parts.pair import Pair
 from lfp_lens.results.explain import Labels
 from lfp_lens.results.train_sae import SAESet
@@ -150,3 +153,41 @@ def test_hostile_texts_reach_the_model_as_data_and_come_back_as_text(
     assert any("Ignore all" in one for one in found.description)
     assert "<script>" not in found._repr_html_()
     assert np.isfinite(found.detection).any()
+
+
+def test_a_labeller_that_was_used_before_is_billed_for_this_call_alone(
+    pair: Pair, saes: SAESet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    with ChatServer(chat_answer).running() as server:
+        spending = Spending(base_url=server.url, prices=(1.0, 2.0))
+        labeller = ChatLabeller("m", tmp_path / "replies", spending=spending)
+        first, again = (labels_of(pair, saes, labeller=labeller) for _ in range(2))
+    assert (first.bill.requests, again.bill.requests, again.bill.cached) == (ASKED, 0, ASKED)
+    assert first.bill.usd is not None and first.bill.usd > 0 and again.bill.usd == 0
+    assert (again.bill.tokens_in, again.bill.tokens_out) == (0, 0)
+    assert again.bill.ledger == first.bill.ledger != ""
+
+
+@pytest.mark.parametrize("prices", [(2.5, 10.0), {"m": (2.5, 10.0)}])
+def test_two_models_at_one_pair_of_prices_are_refused(
+    pair: Pair, saes: SAESet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prices: Any
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    with pytest.raises(LensError, match=r"two models.*prices=\{'m': \(in, out\), 'n': \(in, out\)\}"):
+        labels_of(pair, saes, judge="openai:n", prices=prices, store=Store(tmp_path / "run"))
+
+
+def test_a_price_for_each_of_two_models_is_taken() -> None:
+    _check_prices("openai:m", "openai:n", {"m": (2.5, 10.0), "n": (1.0, 2.0)})
+    _check_prices("openai:m", "lexicon", (2.5, 10.0))
+
+
+def test_one_server_serves_labeller_and_judge(
+    pair: Pair, saes: SAESet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    with ChatServer(chat_answer).running() as server:
+        found = labels_of(pair, saes, judge="openai:n", base_url=server.url, scores=(), store=Store(tmp_path / "run"))
+        assert [body["model"] for body in server.requests] == ["m"] * 4 + ["n"] * 4
+    assert found.agreement[0].by == "openai:n" and found.bill.requests == 8

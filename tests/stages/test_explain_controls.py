@@ -11,7 +11,15 @@ import pytest
 
 from lfp_lens.core.errors import LensError
 from lfp_lens.core.store import Store
-from lfp_lens.parts.labellers import Evidence, RecordingLabeller, Setting, Trial, make_labeller
+from lfp_lens.parts.labellers import (
+    Evidence,
+    LexiconLabeller,
+    RecordedLabeller,
+    RecordingLabeller,
+    Setting,
+    Trial,
+    make_labeller,
+)
 from lfp_lens.parts.pair import Pair
 from lfp_lens.results.explain import Example, Explanation, Labels
 from lfp_lens.results.explain_scores import Bill
@@ -96,6 +104,16 @@ def test_a_labeller_that_contradicts_itself_is_unreliable_and_every_table_says_s
     assert set(found.to_frame()["relevance"]) == {"unreliable"} and "unreliable" in found._repr_html_()
 
 
+def test_agreement_has_a_row_for_every_listed_feature(pair: Pair, saes: SAESet) -> None:
+    """The dead feature heads the list here."""
+    found = explain(pair, saes, TEXTS, labeller=Fake(even), judge=Fake(even, "other"), repeat=True, k=6, n_random=0)
+    assert found.status == ("dead", *["labelled"] * 6)
+    for one in found.agreement:
+        assert one.is_judged.tolist() == [False, *[True] * 6]
+        assert one.is_relevant.tolist() == [False, *(index % 2 == 0 for index in found.index[1:].tolist())]
+        assert one.kappa.n == 6
+
+
 def test_a_second_judge_sees_the_same_windows(pair: Pair, saes: SAESet) -> None:
     one, other = Fake(even), Fake(lambda evidence, times: number(evidence) in (0, 2), name="other")
     found = labels_of(pair, saes, one, judge=other)
@@ -104,7 +122,8 @@ def test_a_second_judge_sees_the_same_windows(pair: Pair, saes: SAESet) -> None:
     ]
     (judged,) = found.agreement
     assert (judged.kind, judged.by) == ("judge", "other")
-    assert judged.is_relevant.tolist() == [True, False, True, False, False, False]
+    assert judged.is_relevant.tolist() == [True, False, True, False, False, False, False], "the last is dead"
+    assert judged.is_judged.tolist() == [True] * 6 + [False]
     # Agree on 5 of 6; by chance 1/2 * 1/3 + 1/2 * 2/3 = 1/2: kappa (5/6 - 1/2) / (1/2) = 2/3.
     assert judged.agreement == pytest.approx(5 / 6) and judged.kappa.value == pytest.approx(2 / 3)
     assert judged.kappa.low < 2 / 3 < judged.kappa.high and found.is_reliable is True
@@ -152,6 +171,22 @@ def test_random_directions_are_explained_and_scored_and_not_listed(pair: Pair, s
     assert 0 < sum(name.startswith("random") for name in names) <= 3
     assert len(found.index) == 7 and found.status.count("labelled") == 6
     assert len(found.score("detection").random) == len(names) - 6
+
+
+def test_random_directions_do_not_change_what_features_are_tried_on(pair: Pair, saes: SAESet) -> None:
+    def tried(n_random: int, **options: Any) -> dict[str, list[Any]]:
+        fake = Fake(even)
+        labels_of(pair, saes, fake, n_random=n_random, **options)
+        found: dict[str, list[Any]] = {}
+        for trial in fake.trials:
+            windows = [(window.ids, window.marked) for window in trial.windows]
+            found.setdefault(trial.feature, []).append(windows)
+        return {name: windows for name, windows in found.items() if not name.startswith("random")}
+
+    alone = tried(0)
+    assert len(alone) == 6 and alone == tried(4) == tried(12)
+    few = tried(0, select="mmcs", k=2)
+    assert len(few) == 2 and any(few[name] != alone[name] for name in few), "which features are explained does"
 
 
 def test_no_random_direction_can_be_asked_for(pair: Pair, saes: SAESet) -> None:
@@ -245,7 +280,7 @@ def test_a_feature_without_a_usable_answer_is_unanswered_and_not_scored(pair: Pa
     found = labels_of(pair, saes, Fake(lambda one, times: None if number(one) == 1 else even(one, times)), repeat=True)
     assert found.status[1] == "unanswered" and found.description[1] == "" and not found.is_relevant[1]
     assert np.isnan(found.detection[1]) and np.isnan(found.detection_shuffled[1]) and found.n_scored[1] == 0
-    assert found.agreement[0].is_judged.tolist() == [True, False, True, True, True, True]
+    assert found.agreement[0].is_judged.tolist() == [True, False, True, True, True, True, False]
 
 
 @pytest.mark.parametrize(
@@ -311,6 +346,8 @@ def test_bills_of_labeller_and_judge_are_added() -> None:
         bill = Bill(requests=1, usd=None)
 
     assert bill_of(Paid(), None).usd == 0.5 and bill_of(Paid(), Paid()).requests == 4
+    twice = Paid()
+    assert bill_of(twice, twice).requests == 2, "one object is paid once"
     both = bill_of(Paid(), Unpriced())
     assert (both.requests, both.usd, both.estimate_usd, both.ledger) == (3, None, None, "replies")
     assert bill_of(object(), None).told() == "nothing: the labeller asks nobody"
@@ -326,6 +363,40 @@ def test_a_second_opinion_that_could_not_differ_is_refused(
 ) -> None:
     with pytest.raises(LensError, match="say the same again" if repeat else "no second opinion"):
         labels_of(pair, saes, labeller, judge=judge, repeat=repeat)
+
+
+def test_a_labeller_is_no_judge_of_itself(pair: Pair, saes: SAESet, tmp_path: Path) -> None:
+    fake = Fake(even)
+    path, copy = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    for file in (path, copy):
+        file.write_text('{"kind": "explanation", "feature": "blocks.0.hook_mlp_out 0"}\n')
+    for labeller, judge in (
+        (fake, fake), (fake, Fake(even)), (fake, RecordingLabeller(fake, tmp_path / "kept.jsonl")),
+        (f"recorded:{path}", f"recorded:{copy}"), ("openai:m", "openai:m"),
+    ):  # fmt: skip
+        with pytest.raises(LensError, match="agrees with itself by construction"):
+            labels_of(pair, saes, labeller, judge=judge)
+    assert fake.evidence == []
+
+
+def test_recording_a_rule_makes_it_no_second_opinion(pair: Pair, saes: SAESet, tmp_path: Path) -> None:
+    rule = RecordingLabeller(LexiconLabeller({"wonderful": 2.0}), tmp_path / "kept.jsonl")
+    with pytest.raises(LensError, match="say the same again"):
+        labels_of(pair, saes, rule, repeat=True)
+    with pytest.raises(LensError, match="no second opinion"):
+        labels_of(pair, saes, rule, judge="graph")
+
+
+def test_answers_that_fit_any_windows_cannot_be_asked_again(pair: Pair, saes: SAESet, tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n".join(f'{{"kind": "explanation", "feature": "blocks.0.hook_mlp_out {at}"}}' for at in range(6)))
+    options: dict[str, Any] = {"scores": (), "repeat": True}
+    for labeller in (f"recorded:{path}", RecordingLabeller(RecordedLabeller(path), tmp_path / "kept.jsonl")):
+        with pytest.raises(LensError, match=r"without a key.*say the same again"):
+            labels_of(pair, saes, labeller, **options)
+    labels_of(pair, saes, RecordingLabeller(Fake(even), tmp_path / "keyed.jsonl"), **options)
+    (again,) = labels_of(pair, saes, f"recorded:{tmp_path / 'keyed.jsonl'}", **options).agreement
+    assert (again.kind, again.by, again.kappa.value) == ("repeat", "recorded:keyed.jsonl", 1.0)
 
 
 def test_a_rule_may_judge_what_another_labeller_said(pair: Pair, saes: SAESet) -> None:

@@ -1,6 +1,7 @@
 """The pass over the texts against a second implementation that keeps everything: every window of every feature."""
 
 import dataclasses
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from lfp_lens.parts.saes import load_sae
 from lfp_lens.parts.sites import activations_at
 from lfp_lens.results.train_sae import SAERecord, SAEWeights
 from lfp_lens.stages.explain import firing, windows
+from lfp_lens.stages.explain.batches import Batch
 from lfp_lens.stages.explain.clusters import Clustering, clustering
 from lfp_lens.stages.explain.evidence import pick
 from lfp_lens.stages.explain.firing import Sizes, Watched, few_features, hold_out, watch
@@ -251,13 +253,85 @@ def test_asked_again_a_feature_is_shown_other_windows(pair: Pair, seen: Any) -> 
         assert first and second and first.isdisjoint(second)
 
 
-def test_memory_does_not_grow_with_the_number_of_texts(pair: Pair, record: SAERecord) -> None:
-    def size(texts: list[str]) -> int:
-        own = passed(pair, record, texts)[0]
-        kept = (own.top, own.sample, own.silent, own.hard, own.fires, own.quiet, own.decoys)
-        return sum(one.acts_FKT.numel() + one.keys_FK.numel() for one in kept)
+def held_by(thing: Any, seen: set[int]) -> int:
+    """Count the bytes of every tensor and array that an object holds on to, token ids and weights left out."""
+    if id(thing) in seen or isinstance(thing, (Half, SAERecord, torch.nn.Module)):
+        return 0
+    seen.add(id(thing))
+    if isinstance(thing, (torch.Tensor, np.ndarray)):
+        return int(thing.nbytes)
+    if isinstance(thing, dict):
+        return sum(held_by(one, seen) for one in thing.values())
+    if isinstance(thing, (list, tuple)):
+        return sum(held_by(one, seen) for one in thing)
+    return held_by(vars(thing), seen) if hasattr(thing, "__dict__") else 0
 
-    assert size(long_texts(20)) == size(long_texts(60))
+
+def test_memory_does_not_grow_with_the_number_of_texts(
+    pair: Pair, record: SAERecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has a bound of its own is bounded at few texts here: strong tokens and the pool."""
+    monkeypatch.setattr("lfp_lens.stages.explain.kept.MAX_STRONG", 5)
+    monkeypatch.setattr(firing, "POOL_WINDOWS", (16, 16))
+
+    def size(n: int) -> tuple[int, int]:
+        shown, held = both_halves(pair, long_texts(n))
+        own = Watched(record, np.arange(24), None, len(shown.ids), SIZES, torch.device("cpu"))
+        pool = watch(pair, "tuned", {SITE: [own]}, shown, None, Bar())
+        while_shown = held_by([own, pool], set())
+        own.settle(shown)
+        pool.rest({SITE: [own]})
+        hold_out(pair, "tuned", {SITE: [own]}, held, CLUSTERS, None, Bar())
+        return while_shown, held_by([own, pool], set())
+
+    few, many = size(40), size(160)
+    assert few[0] == many[0] > pool_bytes() + strong_bytes() > 0
+    # After the shown half: also the distinct strongest tokens, at most five per feature.
+    assert few[1] > few[0] and many[1] - few[1] < 24 * 5 * 16
+
+
+def pool_bytes() -> int:
+    return 16 * WINDOW * 16 * 4
+
+
+def strong_bytes() -> int:
+    return 24 * 2 * 5 * (4 + 8)
+
+
+def test_held_out_activations_of_all_dictionaries_are_never_held_at_once(
+    pair: Pair, record: SAERecord, seen: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bound, held_now, most = 5 * WINDOW * 24, 0, 0
+    lay = Batch.lay
+
+    def laid(self: Batch, acts_NF: torch.Tensor) -> torch.Tensor:
+        nonlocal held_now, most
+        made = lay(self, acts_NF)
+        held_now += made.numel()
+        most = max(most, held_now)
+        weakref.finalize(made, gone, made.numel())
+        return made
+
+    def gone(n: int) -> None:
+        nonlocal held_now
+        held_now -= n
+
+    shown, held = both_halves(pair, long_texts())
+    watched = [Watched(record, np.arange(24), None, len(shown.ids), SIZES, torch.device("cpu")) for _ in range(4)]
+    watch(pair, "tuned", {SITE: watched}, shown, None, Bar())
+    for own in watched:
+        own.settle(shown)
+    monkeypatch.setattr(Batch, "lay", laid)
+    monkeypatch.setattr(firing, "LAID_VALUES", bound)
+    # Four equal dictionaries: four times as many features fire, of four times as many.
+    hold_out(pair, "tuned", {SITE: watched}, held, Clustering(96, 2.0, 8.0), None, Bar())
+    assert 0 < most <= 2 * bound, "a block, and the one that follows it"
+    for name in ("fires", "quiet", "decoys"):
+        for feature in range(24):
+            found = [windows_of(getattr(own, name), feature) for own in watched]
+            assert found == [found[0]] * 4
+            if name == "fires":
+                assert found[0] == windows_of(seen[0].fires, feature)
 
 
 def blocks(values_NF: torch.Tensor, generator: np.random.Generator) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -4,8 +4,8 @@ Texts of models and data sets travel as JSON in the user turn and are called dat
 `Chat` asks. The `Desk` decides what may be sent, from the `Ledger` and the `Spending`; the drivers and the Batch API send.
 """
 
+from lfp_lens.parts.chat.bounds import BudgetSpent
 from lfp_lens.parts.chat.chat import WORKERS, Chat, Estimate, UnusableReply
-from lfp_lens.parts.chat.desk import BudgetSpent
 from lfp_lens.parts.chat.ledger import Ledger
 from lfp_lens.parts.chat.question import DATA, Question
 from lfp_lens.parts.chat.spending import KEY_VARIABLE, URL_VARIABLE, Prices, Spending, listed_prices, price_table

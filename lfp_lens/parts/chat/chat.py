@@ -3,20 +3,22 @@
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from lfp_lens.core.errors import LensError
-from lfp_lens.parts.chat.batch import in_batches
-from lfp_lens.parts.chat.desk import BudgetSpent, Desk, Work
+from lfp_lens.parts.chat.batch import collect_earlier, in_batches
+from lfp_lens.parts.chat.bounds import BudgetSpent
+from lfp_lens.parts.chat.desk import Desk
 from lfp_lens.parts.chat.drivers import Unaffordable, answer_one, at_once, in_turn
 from lfp_lens.parts.chat.ledger import FILE, Ledger
 from lfp_lens.parts.chat.question import ANSWER_TOKENS, Question, Reply
 from lfp_lens.parts.chat.server import connect
 from lfp_lens.parts.chat.spending import Prices, Spending
+from lfp_lens.parts.chat.work import Work
 from lfp_lens.results.explain_scores import Bill
 
 WORKERS = 8
@@ -83,6 +85,11 @@ class Chat:
         self._is_foretold = False
 
     @property
+    def fingerprint(self) -> str:
+        """What its replies depend on: the model, and the server where it is not the vendor's own."""
+        return f"{self.name} at {self.desk.server}" if self.desk.server else self.name
+
+    @property
     def calls(self) -> int:
         """Requests sent by this object."""
         return self.desk.tally.requests
@@ -94,12 +101,22 @@ class Chat:
 
     @property
     def bill(self) -> Bill:
-        """What this object asked and paid."""
+        """What this object asked and paid since it was made; `bill_since` gives one call's part."""
         tally = self.desk.tally
         return Bill(
             requests=tally.requests, cached=tally.cached, repeated=tally.repeated, unusable=tally.unusable,
             tokens_in=tally.tokens_in, tokens_out=tally.tokens_out, usd=tally.usd if self.desk.prices else None,
             estimate_usd=self._estimated, ledger=f"{self.ledger.path.parent.name}/{FILE}",
+        )  # fmt: skip
+
+    def bill_since(self, earlier: Bill) -> Bill:
+        """Give what was asked and paid since an earlier bill of this object: every number of a bill only grows."""
+        now = self.bill
+        return replace(
+            now, requests=now.requests - earlier.requests, cached=now.cached - earlier.cached,
+            repeated=now.repeated - earlier.repeated, unusable=now.unusable - earlier.unusable,
+            tokens_in=now.tokens_in - earlier.tokens_in, tokens_out=now.tokens_out - earlier.tokens_out,
+            usd=_less(now.usd, earlier.usd), estimate_usd=_less(now.estimate_usd, earlier.estimate_usd),
         )  # fmt: skip
 
     def ask_all(self, questions: Iterable[Question[Any]]) -> Iterator[Any]:
@@ -120,7 +137,7 @@ class Chat:
         keys = iter(works)
         try:
             for question in asked:
-                key = question.key(self.desk.model)
+                key = self.desk.key(question)
                 while key not in replies:
                     replies[next(keys)] = next(distinct)
                 yield replies[key]
@@ -174,8 +191,9 @@ class Chat:
         return Estimate(len(new), tokens_in, tokens_out, self.desk.prices)
 
     def foretell(self, estimate: Estimate) -> None:
-        """Say what all that follows will cost at most, before the first question; the bill keeps this estimate."""
-        self._estimated, self._is_foretold = estimate.usd, True
+        """Say what all that follows will cost at most, before the first question; the bill adds up these estimates alone."""
+        self._estimate(estimate)
+        self._is_foretold = True
         tqdm.write(f"{self.name}: at most {estimate}; what was answered before costs nothing.", file=sys.stderr)
 
     def _tell(self, works: list[Work]) -> None:
@@ -185,8 +203,7 @@ class Chat:
             return
         estimate = self.estimate(work.question for work in new)
         if not self._is_foretold:
-            known = estimate.usd is not None and self._estimated is not None
-            self._estimated = (self._estimated or 0.0) + (estimate.usd or 0.0) if known else None
+            self._estimate(estimate)
         tqdm.write(f"{self.name}: {estimate}.", file=sys.stderr)
         tokens, usd = max((self.desk.reservation(work) for work in new), key=lambda reserved: sum(reserved[0]))
         budget_usd, budget_tokens = self.spending.budget_usd, self.spending.budget_tokens
@@ -197,6 +214,10 @@ class Chat:
                     f"{needed:.6g} {unit}. Nothing was sent. All of them are {estimate}. Raise budget_{unit.lower()}."
                 )
 
+    def _estimate(self, estimate: Estimate) -> None:
+        known = estimate.usd is not None and self._estimated is not None
+        self._estimated = (self._estimated or 0.0) + (estimate.usd or 0.0) if known else None
+
     def _new(self, works: list[Work]) -> list[Work]:
         """Give the questions that the ledger has no end of, each once."""
         with self.ledger.turn():
@@ -206,6 +227,7 @@ class Chat:
         make: Any = lambda is_async: connect(self.spending, self._asker, self._offline, is_async=is_async)  # noqa: E731
         if self.spending.send == "batch":
             return in_batches(self.desk, works, make)
+        collect_earlier(self.desk, works, make)
         if self.spending.send == "sync":
             return in_turn(self.desk, works, make)
         return at_once(self.desk, works, make, self.spending.concurrency)
@@ -223,3 +245,7 @@ class Chat:
     @property
     def _asker(self) -> str:
         return f"{self._role} {self.name!r}"
+
+
+def _less(now: float | None, earlier: float | None) -> float | None:
+    return None if now is None or earlier is None else now - earlier

@@ -6,15 +6,17 @@ It does no sending. What it knows stands in the ledger, so it decides the same a
 import random
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from lfp_lens.core.errors import LensError
+from lfp_lens.parts.chat.bounds import SLACK, BudgetSpent, overrun
 from lfp_lens.parts.chat.ledger import Attempt, Ledger
 from lfp_lens.parts.chat.question import Question
 from lfp_lens.parts.chat.server import Arrived, Failed, Hopeless, Lost, Outcome
 from lfp_lens.parts.chat.spending import Spending
+from lfp_lens.parts.chat.work import Answer, Full, Send, Tally, Work
 
 USABLE_TRIES = 2
 """Full replies to one question before it counts as unanswered."""
@@ -23,61 +25,6 @@ LOST_TRIES, FAILED_TRIES, UNREACHABLE_TRIES = 5, 12, 5
 LONGER = 4
 """How many times more tokens an answer may have that was cut off by its bound."""
 MOST_WAIT = 60.0
-SLACK = 1e-9
-"""USD by which sums of floats may be off."""
-
-
-class BudgetSpent(LensError):
-    """The budget does not suffice for the next request; what was answered is kept."""
-
-
-@dataclass
-class Tally:
-    """What this caller did, beside what the ledger holds from others."""
-
-    requests: int = 0
-    cached: int = 0
-    repeated: int = 0
-    unusable: int = 0
-    tokens_in: int = 0
-    tokens_out: int = 0
-    usd: float = 0.0
-
-
-@dataclass
-class Work:
-    """One question on its way."""
-
-    question: Question[Any]
-    key: str
-    lost: int = 0
-    failed: int = 0
-    unreachable: int = 0
-    is_new: bool = True
-    is_final: bool = False
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The end of a question: its reply, or None if no usable one ever came."""
-
-    reply: Any
-
-
-@dataclass(frozen=True)
-class Send:
-    """A request whose intent is written."""
-
-    id: str
-    body: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Full:
-    """The budget has no room for this request."""
-
-    needed: float
-    unit: str
 
 
 class Desk:
@@ -85,6 +32,7 @@ class Desk:
 
     def __init__(self, model: str, name: str, ledger: Ledger, spending: Spending) -> None:
         self.model, self.name, self.ledger, self.spending = model, name, ledger, spending
+        self.server = spending.server
         self.prices = spending.prices_of(model)
         self.tally = Tally()
         self.in_flight = 0
@@ -94,11 +42,16 @@ class Desk:
         """Until when (time.monotonic) a busy server asked all to wait."""
         self.has_answered = False
         """Whether the model ever answered this object: before, an error is more likely ours."""
-        self._takes_temperature = True
+        self._left_out: set[str] = set()
+        self._overrun: BudgetSpent | None = None
+
+    def key(self, question: Question[Any]) -> str:
+        """Give the name under which the replies to a question are kept."""
+        return question.key(self.model, self.server)
 
     def work(self, question: Question[Any]) -> Work:
         """Take a question in."""
-        return Work(question, question.key(self.model))
+        return Work(question, self.key(question))
 
     def next(self, work: Work, connect: Callable[[], Any]) -> Answer | Send | Full:
         """Decide what happens to a question: it is answered, or its intent is written, or there is no money for it.
@@ -109,6 +62,10 @@ class Desk:
             done = self.answered(work)
             if done is not None:
                 return done
+            self.check_bound()
+            batch = self.batch_of(work)
+            if batch is not None:
+                raise self.in_batch([batch])
             tokens, usd = self.reservation(work)
             full = self.room_for(tokens, usd)
             if full is not None:
@@ -116,10 +73,20 @@ class Desk:
             connect()
             body = self.body(work)
             line, is_again = self.intent(work, tokens, usd)
-            self.ledger.write("intent", line if is_again else line | {"about": work.question.about, "body": body})
-        with self.changed:
-            self.in_flight += 1
+            # Counted before others can see the reservation, so that none finds the budget full and nothing in flight.
+            self._count_in_flight(1)
+            with self.in_flight_until_cancelled():
+                self.ledger.write("intent", line if is_again else line | {"about": work.question.about, "body": body})
         return Send(line["id"], body)
+
+    @contextmanager
+    def in_flight_until_cancelled(self) -> Iterator[None]:
+        """Count a request out if the wait for its outcome is broken off; `end` counts out the others."""
+        try:
+            yield
+        except BaseException:
+            self._count_in_flight(-1)
+            raise
 
     def end(self, work: Work, sent: Send, outcome: Outcome) -> float:
         """Write down what became of a request, and give the seconds to wait before the question is looked at again.
@@ -131,10 +98,9 @@ class Desk:
             with self.ledger.turn():
                 self.record(sent.id, outcome)
         finally:
-            with self.changed:
-                self.in_flight -= 1
-                self.changed.notify_all()
+            self._count_in_flight(-1)
         work.is_new = False
+        self.check_bound()
         if isinstance(outcome, Arrived):
             return 0.0
         if isinstance(outcome, Lost):
@@ -142,7 +108,7 @@ class Desk:
             return self._backoff(work.lost)
         if isinstance(outcome, Hopeless):
             raise outcome.error
-        return self._after_failure(work, outcome)
+        return self._after_failure(work, sent, outcome)
 
     def answered(self, work: Work) -> Answer | None:
         """Give the end of a question that has one, from the ledger. Inside a turn."""
@@ -183,7 +149,7 @@ class Desk:
     def body(self, work: Work) -> dict[str, Any]:
         """Give the request as this model takes it."""
         body = work.question.body(self.model, max_tokens=self._most_tokens_out(work))
-        return body if self._takes_temperature else {name: part for name, part in body.items() if name != "temperature"}
+        return {name: part for name, part in body.items() if name not in self._left_out}
 
     def intent(
         self, work: Work, tokens: tuple[int, int], usd: float | None, **further: Any
@@ -205,7 +171,31 @@ class Desk:
             self.ledger.write("lost", {"id": attempt, "why": outcome.why})
         else:
             why = outcome.why if isinstance(outcome, Failed) else "refused by the server"
+            self._left_out.update(filter(None, [outcome.refused_part] if isinstance(outcome, Failed) else []))
             self.ledger.write("failed", {"id": attempt, "why": why})
+
+    def batch_of(self, work: Work) -> str | None:
+        """Give the name of the open batch that holds a question. Inside a turn."""
+        for attempt in self.ledger.attempts(work.key):
+            if attempt.state == "open" and self.ledger.batches.get(attempt.batch, {}).get("stage", "done") != "done":
+                return attempt.batch
+        return None
+
+    def in_batch(self, names: Sequence[str]) -> LensError:
+        """Make the error for questions that batches hold, each named once for a question."""
+        told = ", ".join(
+            f"{self.ledger.batches[name].get('batch_id', 'being submitted by another process')} ({names.count(name):,})"
+            for name in dict.fromkeys(names)
+        )
+        return LensError(
+            f"{len(names):,} of the questions to {self.name} are in batches that are not ready: {told}. Asked again they would "
+            'be paid twice. Rerun with send="batch", which waits for them, or cancel the batches at the server and rerun.'
+        )
+
+    def check_bound(self) -> None:
+        """Raise `BudgetSpent` if a reply cost more than its request had reserved, so that no budget can be kept."""
+        if self._overrun is not None:
+            raise self._overrun
 
     def no_room(self, full: Full, answered: int, asked: int) -> BudgetSpent:
         """Make the error for a budget that does not suffice."""
@@ -229,24 +219,30 @@ class Desk:
     def _record_reply(self, attempt: str, outcome: Arrived) -> None:
         tokens = outcome.tokens
         reserved = self.ledger.attempt(attempt)
-        counted = tokens or reserved.tokens
+        reserved_tokens, reserved_usd = reserved.tokens, reserved.usd
+        counted = tokens or reserved_tokens
         usd = self.prices.usd(*counted) if self.prices else None
         self.ledger.write("reply", {
             "id": attempt, "key": reserved.key, "text": outcome.text, "finish": outcome.finish, "refused": outcome.is_refused,
             "tokens": list(counted), "counted_by": "server" if tokens else "reservation", "usd": usd,
         })  # fmt: skip
+        self._overrun = self._overrun or overrun(self.name, self.spending, reserved_tokens, reserved_usd, counted, usd)
         self.tally.tokens_in += counted[0]
         self.tally.tokens_out += counted[1]
         self.tally.usd += usd or 0.0
+
+    def _count_in_flight(self, more: int) -> None:
+        with self.changed:
+            self.in_flight += more
+            self.changed.notify_all()
 
     def _most_tokens_out(self, work: Work) -> int:
         earlier = [attempt for attempt in self.ledger.attempts(work.key) if attempt.state == "replied"]
         was_cut = bool(earlier) and earlier[-1].finish == "length"
         return work.question.max_tokens * (LONGER if was_cut else 1)
 
-    def _after_failure(self, work: Work, outcome: Failed) -> float:
-        if outcome.is_temperature and self._takes_temperature:
-            self._takes_temperature = False
+    def _after_failure(self, work: Work, sent: Send, outcome: Failed) -> float:
+        if outcome.refused_part in sent.body:
             return 0.0
         if outcome.is_final:
             if not self.has_answered:

@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from lfp_lens.parts.chat.desk import Answer, Desk, Full, Send, Work
+from lfp_lens.parts.chat.desk import Desk
 from lfp_lens.parts.chat.server import Outcome, arrived, outcome_of
+from lfp_lens.parts.chat.work import Answer, Full, Send, Work
 
 PATIENCE_SECONDS, LOOK_AGAIN_SECONDS = 0.5, 0.02
 """How often a question that waits for room in the budget looks again: in a thread, which is woken, and on an event loop."""
@@ -178,12 +179,13 @@ class _Crew:
 
     async def _send(self, step: Send) -> Outcome:
         most = WHOLE_REQUEST * self.desk.spending.timeout_seconds
-        try:
-            async with asyncio.timeout(most):
-                raw = await self._connected().chat.completions.with_raw_response.create(**step.body)
-            return arrived(raw.text)
-        except Exception as error:
-            return outcome_of(error, self.desk.name)
+        with self.desk.in_flight_until_cancelled():
+            try:
+                async with asyncio.timeout(most):
+                    raw = await self._connected().chat.completions.with_raw_response.create(**step.body)
+                return arrived(raw.text)
+            except Exception as error:
+                return outcome_of(error, self.desk.name)
 
     def _connected(self) -> Any:
         if self._client is None:
@@ -192,7 +194,8 @@ class _Crew:
 
 
 def _send(desk: Desk, client: Callable[[], Any], step: Send) -> Outcome:
-    try:
-        return arrived(client().chat.completions.with_raw_response.create(**step.body).text)
-    except Exception as error:
-        return outcome_of(error, desk.name)
+    with desk.in_flight_until_cancelled():
+        try:
+            return arrived(client().chat.completions.with_raw_response.create(**step.body).text)
+        except Exception as error:
+            return outcome_of(error, desk.name)

@@ -135,10 +135,19 @@ class Ledger:
         """Give the requests of one batch."""
         return [attempt for attempt in self._attempts.values() if attempt.batch == name]
 
+    def unprepared(self) -> list[Attempt]:
+        """Give the open requests of batches that have no step: a kill tore their lines off, and they were never sent."""
+        return [one for one in self._attempts.values()
+                if one.state == "open" and one.batch and one.batch not in self.batches]  # fmt: skip
+
     def write(self, kind: str, *lines: dict[str, Any]) -> None:
-        """Append lines and flush them to the disk."""
+        """Append lines of one kind and flush them to the disk."""
+        self.write_all(*({"kind": kind} | line for line in lines))
+
+    def write_all(self, *lines: dict[str, Any]) -> None:
+        """Append lines, each with its kind, all at once, and flush them to the disk."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        full = [{"kind": kind, "time": now} | line for line in lines]
+        full = [{"kind": line["kind"], "time": now} | line for line in lines]
         self._append("".join(json.dumps(line) + "\n" for line in full).encode())
         for line in full:
             self._take(line)

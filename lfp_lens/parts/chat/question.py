@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -18,6 +19,9 @@ ANSWER_TOKENS = 1000
 """Longest answer where the asker names none."""
 FRAME_TOKENS = 64
 """More than what a server adds around two turns and a schema."""
+THINKS = re.compile(r"gpt-5(-mini|-nano)?(-\d{4}-\d{2}-\d{2})?")
+"""Models whose thinking counts as answer, is long unless `minimal` is asked for, and goes without a temperature. Later ones
+(`gpt-5.1` on) refuse `minimal`, and do not think unless they are told to."""
 CHARACTERS_PER_TOKEN = 4.0
 """Of English prose in the tokenizers of today's chat models, about."""
 
@@ -69,13 +73,19 @@ class Question(Generic[Reply]):
         return {"type": "json_schema", "json_schema": {"name": self.schema.__name__, "strict": True, "schema": closed}}
 
     def body(self, model: str, *, max_tokens: int | None = None) -> dict[str, Any]:
-        """Give the request, at temperature 0."""
-        return {"model": model, "messages": self.messages, "response_format": self._format, "temperature": 0,
-                "max_completion_tokens": max_tokens or self.max_tokens}  # fmt: skip
+        """Give the request, at temperature 0; a model that thinks is asked to think as little as it can."""
+        manner = {"reasoning_effort": "minimal"} if THINKS.fullmatch(model) else {"temperature": 0}
+        return {"model": model, "messages": self.messages, "response_format": self._format,
+                "max_completion_tokens": max_tokens or self.max_tokens} | manner  # fmt: skip
 
-    def key(self, model: str) -> str:
-        """Give the name under which replies are kept: a hash of the model, the turns, the schema and the bound."""
-        content = [model, self.messages, self.schema.model_json_schema(), self.max_tokens]
+    def key(self, model: str, server: str = "") -> str:
+        """Give the name under which replies are kept: a hash of the model, the turns, the schema, the bound and the server.
+
+        Args:
+            model: its name.
+            server: of `Spending.server`; empty for OpenAI's own.
+        """
+        content = [model, self.messages, self.schema.model_json_schema(), self.max_tokens, *filter(None, [server])]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
     @functools.cached_property

@@ -12,6 +12,8 @@ NO_KEY = "no-key"
 """What is sent as key to a server of one's own where none is set."""
 TOLD_LETTERS = 300
 """How much of a server's message is shown."""
+DISPENSABLE = ("temperature", "reasoning_effort")
+"""Parts of a request that a model may refuse, and that it is then asked without."""
 PERHAPS_PAID = (408, 499, 502, 504, 524)
 """Statuses of gateways that gave up while the model may have been answering."""
 
@@ -40,8 +42,8 @@ class Failed:
     """Seconds that the server asked to wait."""
     is_final: bool = False
     """Whether this question will never be answered here: it is too long, or a filter refused it."""
-    is_temperature: bool = False
-    """Whether the model takes no temperature."""
+    refused_part: str = ""
+    """A part of the request that the model does not take, and that it can do without."""
     is_unreachable: bool = False
     """Whether no server was there."""
 
@@ -134,8 +136,8 @@ def status_outcome(status: int, body: Any, headers: Any, name: str, kind: str) -
         )
     if status in (409, 425, 429) or status >= 500:
         return Failed(told, _wait(headers))
-    if error.get("param") == "temperature":
-        return Failed(told, is_temperature=True)
+    if error.get("param") in DISPENSABLE:
+        return Failed(told, refused_part=str(error["param"]))
     return Failed(f"{told}: {_redacted(error.get('message'))}", is_final=True)
 
 

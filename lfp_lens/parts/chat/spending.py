@@ -16,6 +16,7 @@ KEY_VARIABLE, URL_VARIABLE = "OPENAI_API_KEY", "OPENAI_BASE_URL"
 SENDS = ("async", "sync", "batch")
 VENDOR_HOST = "api.openai.com"
 """The only server that the table of prices speaks of."""
+DEFAULT_PORTS = {"http": 80, "https": 443}
 DATE_SUFFIX = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{4})$")
 
 
@@ -51,8 +52,9 @@ class Spending:
     """Most USD that may ever stand in the ledger, reservations included; None for no bound."""
     budget_tokens: int | None = None
     """Most tokens, of questions and answers together, likewise."""
-    prices: tuple[float, float] | None = None
-    """USD per million tokens of questions and of answers; None for the table of the package."""
+    prices: tuple[float, float] | Mapping[str, tuple[float, float]] | None = None
+    """USD per million tokens of questions and of answers, of every model or by name (`{"gpt-4o": (2.5, 10.0)}`); None, and a
+    name that is not there, for the table of the package."""
     concurrency: int = 16
     """Requests that run at once with `async`; no more than so many are repeated after a kill."""
     send: str = "async"
@@ -89,9 +91,14 @@ class Spending:
         return self.base_url or os.environ.get(URL_VARIABLE) or None
 
     @property
+    def server(self) -> str:
+        """The server as it stands in keys and ledgers: see `server_of`."""
+        return server_of(self.url)
+
+    @property
     def is_vendor(self) -> bool:
         """Whether requests go to OpenAI itself."""
-        return self.url is None or urlsplit(self.url).hostname == VENDOR_HOST
+        return not self.server
 
     def prices_of(self, model: str) -> Prices | None:
         """Give what a model charges here, None where that is not known.
@@ -99,13 +106,14 @@ class Spending:
         Raises:
             LensError: for `prices` that are none, or where `budget_usd` is set and no price is known.
         """
-        if self.prices is not None:
-            if not _are_prices(self.prices):
+        named = self.prices.get(model) if isinstance(self.prices, Mapping) else self.prices
+        if named is not None:
+            if not _are_prices(named):
                 raise LensError(
-                    f"prices must be two numbers of at least 0, USD per million tokens of questions and of answers; "
-                    f"{self.prices!r} given."
+                    f"prices must be two numbers of at least 0, USD per million tokens of questions and of answers, or such two "
+                    f"by the name of a model; {self.prices!r} given."
                 )
-            return Prices(*map(float, self.prices))
+            return Prices(*map(float, named))
         listed = listed_prices(model) if self.is_vendor else None
         if listed is None and self.budget_usd is not None:
             where = "" if self.is_vendor else f" at {self.url}"
@@ -118,6 +126,29 @@ class Spending:
             return listed
         share = price_table()["batch_share"]
         return Prices(listed.tokens_in * share, listed.tokens_out * share)
+
+
+def server_of(url: str | None) -> str:
+    """Give the name of a server: empty for OpenAI's own, else its URL without a key, a query and a slash at its end.
+
+    >>> server_of("HTTP://user:key@LocalHost:8000/v1/"), server_of("https://api.openai.com/v1"), server_of(None)
+    ('http://localhost:8000/v1', '', '')
+    """
+    if not url or not url.strip():
+        return ""
+    bare = url.strip()
+    try:
+        parts = urlsplit(bare)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return bare.rstrip("/")
+    if not host:
+        return bare.rstrip("/")
+    if host == VENDOR_HOST:
+        return ""
+    host = f"[{host}]" if ":" in host else host
+    shown = "" if port is None or port == DEFAULT_PORTS.get(parts.scheme) else f":{port}"
+    return f"{parts.scheme}://{host}{shown}{parts.path.rstrip('/')}"
 
 
 def listed_prices(model: str) -> Prices | None:

@@ -28,12 +28,16 @@ class ChatLabeller:
 
     def __init__(self, model: str, folder: Path, *, spending: Spending | None = None) -> None:
         self.chat = Chat(model, folder, role="labeller", offline="lexicon", spending=spending)
-        self.name = self.fingerprint = self.chat.name
+        self.name, self.fingerprint = self.chat.name, self.chat.fingerprint
 
     @property
     def bill(self) -> Bill:
-        """What was asked and paid so far."""
+        """What was asked and paid since this object was made. Take it before a call, and give it to `bill_since` after it."""
         return self.chat.bill
+
+    def bill_since(self, earlier: Bill) -> Bill:
+        """Give what was asked and paid since an earlier `bill`: see `Chat.bill_since`."""
+        return self.chat.bill_since(earlier)
 
     def foretell(self, numbers: Mapping[str, int], n_examples: int, task: str) -> None:
         """Say before the first question what all of them will cost: their numbers are those of `chat_cost.questions_of`."""

@@ -61,10 +61,15 @@ class RecordedLabeller:
             raise LensError(f"The recorded answers {path} cannot be read: {error}.") from error
         self.fingerprint = fingerprint(("recorded", text))
         self._found: dict[tuple[str, str, str], Line] = {}
-        for number, row in enumerate(text.splitlines(), start=1):
+        for number, row in enumerate(text.split("\n"), start=1):
             if row.strip():
                 line = self._line(number, row)
                 self._found[line.kind, line.feature, line.key] = line
+
+    @property
+    def answers_any_windows(self) -> bool:
+        """Whether some explanation has no key: it says the same whatever windows are shown."""
+        return any(kind == "explanation" and not key for kind, _, key in self._found)
 
     def explain(self, evidence: Sequence[Evidence], task: str) -> Iterator[Explanation | None]:
         """Give what was said about each feature."""
@@ -115,6 +120,16 @@ class RecordingLabeller:
     def __init__(self, labeller: Labeller, path: Path) -> None:
         self.name, self._labeller, self._path = labeller.name, labeller, path
         self.fingerprint = fingerprint(("recording", getattr(labeller, "fingerprint", labeller.name)))
+
+    @property
+    def judges_by_valence(self) -> bool:
+        """Whether the labeller judges relevance by the lexicon's rule."""
+        return getattr(self._labeller, "judges_by_valence", False)
+
+    @property
+    def answers_any_windows(self) -> bool:
+        """Whether the labeller says the same whatever windows are shown."""
+        return getattr(self._labeller, "answers_any_windows", False)
 
     @property
     def bill(self) -> Any:

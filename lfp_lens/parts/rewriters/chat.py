@@ -52,7 +52,7 @@ class ChatRewriter:
 
     def __init__(self, model: str, folder: Path) -> None:
         self.chat = Chat(model, folder, role="rewriter", offline="offline")
-        self.name = self.fingerprint = self.chat.name
+        self.name, self.fingerprint = self.chat.name, self.chat.fingerprint
 
     def grade(self, prompt: str, text: str, task: str) -> int:
         """Ask for a grade; how the answer came about is not told."""

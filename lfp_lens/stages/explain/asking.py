@@ -1,7 +1,8 @@
 """Asking labellers: explanations, a second opinion on relevance, and the bill."""
 
-import dataclasses
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -38,16 +39,23 @@ def agreement(
 
 
 def bill_of(*labellers: Any) -> Bill:
-    """Give what all labellers were asked and paid together; nothing for those that ask nobody."""
-    bills = [bill for one in labellers if isinstance(bill := getattr(one, "bill", None), Bill)]
+    """Give what all labellers were asked and paid together, each object once; nothing for those that ask nobody."""
     total = Bill()
-    for bill in bills:
-        total = dataclasses.replace(total, **{
-            field.name: _sum(getattr(total, field.name), getattr(bill, field.name))
-            for field in dataclasses.fields(Bill) if field.name != "ledger"
-        }, ledger=bill.ledger or total.ledger)  # fmt: skip
+    for one in {id(one): one for one in labellers}.values():
+        bill = getattr(one, "bill", None)
+        if isinstance(bill, Bill):
+            total = replace(_each(operator.add, total, bill), ledger=bill.ledger or total.ledger)
     return total
 
 
-def _sum(one: float | None, other: float | None) -> Any:
-    return None if one is None or other is None else one + other
+def bill_since(before: Bill, *labellers: Any) -> Bill:
+    """Give what was asked and paid since `before`: an object may have been used, and paid, earlier."""
+    return _each(operator.sub, bill_of(*labellers), before)
+
+
+def _each(combine: Callable[[Any, Any], Any], one: Bill, other: Bill) -> Bill:
+    """Combine the numbers of two bills; None where either is unknown. The ledger is that of the first."""
+    names = [field.name for field in fields(Bill) if field.name != "ledger"]
+    pairs = {name: (getattr(one, name), getattr(other, name)) for name in names}
+    found: dict[str, Any] = {name: None if None in pair else combine(*pair) for name, pair in pairs.items()}
+    return replace(one, **found)

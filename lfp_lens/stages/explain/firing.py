@@ -15,17 +15,19 @@ from jaxtyping import Int
 
 from lfp_lens.parts.activation_cache import ActivationCache
 from lfp_lens.parts.dictionaries import ONE_BY_ONE
-from lfp_lens.parts.harvest import Models, Reader
 from lfp_lens.parts.pair import Pair
 from lfp_lens.parts.saes import load_weights
 from lfp_lens.parts.speed import fast_matmul, short_text_attention
 from lfp_lens.results.train_sae import SAERecord, SAEWeights
+from lfp_lens.stages.explain.batches import Batch, batches, windows_batch
 from lfp_lens.stages.explain.clusters import Clustering, clustering
 from lfp_lens.stages.explain.kept import Best, Holds, StrongTokens, n_strong, peak_keys, weighted_keys
 from lfp_lens.stages.explain.windows import WINDOW, Half
 
 POOL_VALUES, POOL_WINDOWS = 2**25, (128, 512)
 """Activations kept of a uniform sample of shown windows, over all sites; the fewest and the most windows that this may be."""
+LAID_VALUES = 2**25
+"""Activations of held-out windows that are held at once, over all dictionaries of all sites."""
 POOL_BLOCK = 64
 """Windows encoded at a time."""
 TOP_TOKENS = 5
@@ -46,36 +48,16 @@ class Sizes:
     """Of those where it is silent, held out, and as many hard negatives; of those where it fires, twice as many."""
 
 
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """The windows of one batch of texts."""
-
-    windows_W: torch.Tensor
-    """Which windows."""
-    priority_W: torch.Tensor
-    """Their place in the drawn order."""
-    ids_WT: torch.Tensor
-    """Their token ids, -1 beyond the end."""
-    places_N: torch.Tensor
-    """Which token of the half each activation belongs to."""
-    slots_N: torch.Tensor
-    """Where it stands in `[windows, 32]`."""
-
-    def lay(self, acts_NF: torch.Tensor) -> torch.Tensor:
-        """Give activations as `[windows, 32, features]`, 0 where no dictionary reads."""
-        laid = acts_NF.new_zeros(len(self.windows_W) * WINDOW, acts_NF.shape[1])
-        laid[self.slots_N] = acts_NF
-        return laid.view(len(self.windows_W), WINDOW, -1)
-
-
 class Watched:
     """What one dictionary's features do, kept while the texts stream by."""
 
     def __init__(
-        self, record: SAERecord, order: np.ndarray, limit: int | None, n_shown: int, sizes: Sizes, device: torch.device
-    ) -> None:
+        self, record: SAERecord, order: np.ndarray, limit: int | None, n_shown: int, sizes: Sizes, device: torch.device,
+        *, is_control: bool = False,
+    ) -> None:  # fmt: skip
+        """Watch the features `order`, the first `limit` of those that fire; controls do not decide which windows are drawn."""
         self.record, self.order, self.limit, self.sizes, self.device = record, order, limit, sizes, device
-        self.features = np.sort(order)
+        self.features, self.is_control = np.sort(order), is_control
         self._open()
         n = len(order)
         self.maximum_F = torch.zeros(n, device=device)
@@ -180,7 +162,7 @@ def watch(
     widths = [group[0].record.width for group in watched.values()]
     pool = Pool(shown, sum(widths), pair.device)
     with _reading(pair.hf(side)):
-        for batch, acts in _batches(pair, side, list(watched), shown, cache, bar):
+        for batch, acts in batches(pair, side, list(watched), shown, cache, bar):
             for site, group in watched.items():
                 for own in group:
                     own.show(batch, acts[site])
@@ -197,22 +179,33 @@ def hold_out(
     cache: ActivationCache | None,
     bar: Any,
 ) -> Int[np.ndarray, " tokens"]:
-    """Read the held-out half once, for the features that are left; give how many of them fire strongly at each token.
+    """Read the held-out half once, for the features that are left; give how many explained ones fire strongly at each token.
 
     Strong firing clusters: on an odd text many features fire, and any explanation would find it. So windows where a feature is
     silent are drawn in proportion to the odds that a feature fires in them, given how many others do (`clusters`): over all
     features the silent windows are then as busy as those that fire, and an explanation of another feature is left with chance.
+    Only features that are explained are counted: how many controls are watched beside them changes nothing.
     """
     busy = np.zeros(len(held.ids), np.int32)
+    n_features = sum(len(own.features) for group in watched.values() for own in group)
+    n_windows = max(1, LAID_VALUES // (WINDOW * n_features))
     with _reading(pair.hf(side)):
-        for batch, acts in _batches(pair, side, list(watched), held, cache, bar):
-            laid = [(own, batch.lay(own.read(acts[site]))) for site, group in watched.items() for own in group]
-            fires = [own.fire(acts_WTF) for own, acts_WTF in laid]
-            keys_W = weighted_keys(batch.priority_W, clusters.odds(torch.stack([one.sum(1) for one in fires]).sum(0)))
-            strong_WT = torch.stack([(acts >= own.level_F).sum(-1, dtype=torch.int32) for own, acts in laid]).sum(0)
-            busy[batch.places_N.cpu().numpy()] = strong_WT.flatten()[batch.slots_N].cpu().numpy()
-            for (own, acts_WTF), fires_WF in zip(laid, fires):
-                own.hold_out(batch, acts_WTF, fires_WF, keys_W)
+        for whole, acts in batches(pair, side, list(watched), held, cache, bar):
+            for batch, mine in whole.blocks(n_windows):
+                laid = [
+                    (own, batch.lay(own.read(acts[site][mine]))) for site, group in watched.items() for own in group
+                ]
+                fires = [own.fire(acts_WTF) for own, acts_WTF in laid]
+                counted = [
+                    (own, acts_WTF, fires_WF) for (own, acts_WTF), fires_WF in zip(laid, fires) if not own.is_control
+                ]
+                fire_W = torch.stack([fires_WF.sum(1) for *_, fires_WF in counted]).sum(0)
+                keys_W = weighted_keys(batch.priority_W, clusters.odds(fire_W))
+                strong = [(acts_WTF >= own.level_F).sum(-1, dtype=torch.int32) for own, acts_WTF, _ in counted]
+                strong_N = torch.stack(strong).sum(0).flatten()[batch.slots_N]
+                busy[batch.places_N.cpu().numpy()] = strong_N.cpu().numpy()
+                for (own, acts_WTF), fires_WF in zip(laid, fires):
+                    own.hold_out(batch, acts_WTF, fires_WF, keys_W)
     return busy
 
 
@@ -254,38 +247,11 @@ class Pool:
                 if site in self._acts:
                     acts_ND = self._acts[site][start : start + POOL_BLOCK].flatten(0, 1)[batch.slots_N]
                     for own in group:
-                        fire_W += own.rest(batch, acts_ND)
+                        fires_W = own.rest(batch, acts_ND)
+                        fire_W += 0 if own.is_control else fires_W
             found.append(fire_W)
-        n = sum(len(own.features) for group in watched.values() for own in group)
+        n = sum(len(own.features) for group in watched.values() for own in group if not own.is_control)
         return clustering(torch.cat(found).double(), n)
-
-
-def _batches(
-    pair: Pair, side: str, sites: list[str], half: Half, cache: ActivationCache | None, bar: Any
-) -> Iterator[tuple[Batch, dict[str, torch.Tensor]]]:
-    model = pair.hf(side)
-    streams = [(side, site) for site in sites]
-    models = Models({side: model}, half.read, streams)
-    reader: Reader = models if cache is None else cache.reader(half.read, streams, pair, models)
-    for at, rows in enumerate(half.read.rows):
-        acts = reader.read(at)
-        windows = np.concatenate([np.arange(*half.first_window[row : row + 2]) for row in rows])
-        yield windows_batch(half, windows, pair.device), {site: acts[side, site] for site in sites}
-        bar.update()
-
-
-def windows_batch(half: Half, windows: np.ndarray, device: torch.device) -> Batch:
-    """Give these windows as a batch; tokens that no dictionary reads have no slot."""
-    lengths = half.window_starts[windows + 1] - half.window_starts[windows]
-    ends = np.cumsum(lengths)
-    local, inside = np.repeat(np.arange(len(windows)), lengths), np.arange(int(lengths.sum()))
-    inside -= np.repeat(ends - lengths, lengths)
-    places = np.repeat(half.window_starts[windows], lengths) + inside
-    ids_WT = np.full((len(windows), WINDOW), -1, np.int64)
-    ids_WT[local, inside] = half.ids[places]
-    is_read = half.ids[places] != (-1 if half.read.begin is None else half.read.begin)
-    given = (windows, half.priority[windows], ids_WT, places[is_read], (local * WINDOW + inside)[is_read])
-    return Batch(*(torch.from_numpy(np.ascontiguousarray(part)).to(device) for part in given))
 
 
 def _most(ids: np.ndarray, values: np.ndarray) -> np.ndarray:

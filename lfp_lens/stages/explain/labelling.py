@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from lfp_lens.parts.labellers import Evidence, Labeller
 from lfp_lens.parts.labellers.chat_cost import questions_of
 from lfp_lens.results.explain import Explanation
 from lfp_lens.results.explain_scores import Agreement, Scores
-from lfp_lens.stages.explain.asking import agreement, bill_of, explanations
+from lfp_lens.stages.explain.asking import agreement, bill_of, bill_since, explanations
 from lfp_lens.stages.explain.evidence import Feature, build_evidence
 from lfp_lens.stages.explain.scoring import Tried, deranged, score_all
 from lfp_lens.stages.explain.seeing import Plan, Seen
@@ -24,7 +25,7 @@ def label(
     scores: Sequence[str], repeat: bool, bar: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Ask the labellers everything and give the fields of the result that come from it."""
-    n = len(seen.alive)
+    n, before = len(seen.alive), bill_of(labeller, judge)
     evidence = build_evidence(plan.pair, plan.side, seen.alive + seen.random, plan.shown, seen.words, n_examples)
     if hasattr(labeller, "foretell"):
         labeller.foretell(questions_of(n, tuple(scores), len(seen.random), is_repeated=repeat), n_examples, task)
@@ -37,8 +38,8 @@ def label(
         other = explanations(judge, evidence[:n], task, bar)
         agreements.append(agreement("judge", judge.name, said[:n], other, plan.seed))
     measured = score_all(labeller, scores, *_tried(plan, seen, said), bar)
-    return _fields(seen, said[:n], evidence[:n], measured) | {
-        "agreement": tuple(agreements), "bill": bill_of(labeller, judge), "labeller": labeller.name,
+    return _fields(seen, said[:n], evidence[:n], measured, agreements) | {
+        "bill": bill_since(before, labeller, judge), "labeller": labeller.name
     }  # fmt: skip
 
 
@@ -67,7 +68,9 @@ def _tried(plan: Plan, seen: Seen, said: Said) -> tuple[list[Tried], list[Tried]
     return made[:n], made[n:]
 
 
-def _fields(seen: Seen, said: Said, evidence: Sequence[Evidence], measured: Sequence[Scores]) -> dict[str, Any]:
+def _fields(
+    seen: Seen, said: Said, evidence: Sequence[Evidence], measured: Sequence[Scores], agreements: Sequence[Agreement]
+) -> dict[str, Any]:
     """Give the fields with one value per listed feature; dead ones have nothing."""
     row_of = np.cumsum([one.is_alive for one in seen.listed]) - 1
     rows = [int(row) if one.is_alive else None for one, row in zip(seen.listed, row_of)]
@@ -85,6 +88,7 @@ def _fields(seen: Seen, said: Said, evidence: Sequence[Evidence], measured: Sequ
         "promotes": tuple(() if one is None else one.promotes for one in shown),
         "suppresses": tuple(() if one is None else one.suppresses for one in shown),
         "scores": tuple(_spread(one, rows) for one in measured),
+        "agreement": tuple(_spread_agreement(one, rows) for one in agreements),
     }  # fmt: skip
 
 
@@ -94,3 +98,11 @@ def _spread(scores: Scores, rows: Sequence[int | None]) -> Scores:
     shuffled = np.array([np.nan if row is None else scores.shuffled[row] for row in rows], float)
     n = np.array([0 if row is None else scores.n[row] for row in rows], int)
     return Scores(scores.kind, own, shuffled, scores.random, n)
+
+
+def _spread_agreement(one: Agreement, rows: Sequence[int | None]) -> Agreement:
+    """Give an agreement with a row for all features that are listed; dead ones were not asked about."""
+    said, is_judged = (
+        np.array([row is not None and values[row] for row in rows], bool) for values in (one.is_relevant, one.is_judged)
+    )
+    return replace(one, is_relevant=said, is_judged=is_judged)

@@ -62,7 +62,7 @@ class Seen:
     words: Words
     """The words of the shown texts."""
     busy: Int[np.ndarray, " tokens"]
-    """How many features fire strongly at each held-out token."""
+    """How many of the features that are explained fire strongly at each held-out token."""
 
 
 def windows_kept(n_examples: int, repeat: bool) -> Sizes:
@@ -129,5 +129,5 @@ def _random_twins(plan: Plan, own: Mapping[str, Watched]) -> dict[str, Watched]:
         record = watched.record
         drawn = np.random.default_rng((plan.seed, at)).permutation(record.n_features)[: TRIED_RANDOM * per_site]
         twin = replace(record, weights=random_twin(record.weights, seed=plan.seed + at))
-        found[site] = Watched(twin, drawn, per_site, len(plan.shown.ids), plan.sizes, plan.pair.device)
+        found[site] = Watched(twin, drawn, per_site, len(plan.shown.ids), plan.sizes, plan.pair.device, is_control=True)
     return found

@@ -35,7 +35,8 @@ def detection_trial(one: Feature, held: Half, seed: int) -> Held:
     """Give as many windows where the feature fires strongly as where it does not, half of these hard negatives where there are.
 
     A window fires if its peak reaches the feature's level. A silent window that holds one of the tokens the feature fires on
-    most is a hard negative. Other features do not change the draw.
+    most is a hard negative. Silent windows were drawn by how many of the explained features fire in them (`firing.hold_out`):
+    they depend on which features are explained, not on random directions.
     """
     fires = one.own.fires.of(one.row)[:MAX_WINDOWS]
     decoys, quiet = one.own.decoys.of(one.row), one.own.quiet.of(one.row)
@@ -56,8 +57,8 @@ def fuzzing_trial(one: Feature, held: Half, busy: Int[np.ndarray, " tokens"], se
     """Give windows where the feature fires strongly: in one half its tokens are marked, in the other as many silent ones.
 
     Marked rightly are the tokens with at least half of the window's peak; wrongly, tokens below that and below the
-    feature's level, drawn in proportion to how many features fire strongly there (`busy`, and one half): strong tokens are
-    strong for many, and only which tokens are the feature's own is asked.
+    feature's level, drawn in proportion to how many of the explained features fire strongly there (`busy`, and one half):
+    strong tokens are strong for many, and only which tokens are the feature's own is asked.
     """
     fires = one.own.fires.of(one.row)
     n = min(len(fires) // 2, MAX_WINDOWS)

@@ -6,7 +6,7 @@ own, so that every text looked equally strong), indices belong to the SAE they a
 explanation is scored. Scores after Bills et al. (2023) and Paulo et al. (arXiv 2410.13928).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from tqdm import tqdm
 from lfp_lens.core.errors import LensError, unknown
 from lfp_lens.core.store import Store, keep
 from lfp_lens.parts.cache import in_key, opened
-from lfp_lens.parts.labellers import SPENDING, Labeller, Setting, make_labeller
+from lfp_lens.parts.labellers import SPENDING, Setting
+from lfp_lens.parts.labellers.opinions import make_labellers
 from lfp_lens.parts.lexicons import load_lexicon
 from lfp_lens.parts.pair import Pair
 from lfp_lens.parts.sources import cache_folder
@@ -47,7 +48,7 @@ def explain(
     judge: Any = None,
     budget_usd: float | None = None,
     budget_tokens: int | None = None,
-    prices: Sequence[float] | None = None,
+    prices: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
     concurrency: int = 16,
     send: str = "async",
     base_url: str | None = None,
@@ -61,9 +62,10 @@ def explain(
 ) -> Labels:
     """Explain features in words, judge them against a task, and score the explanations on held-out texts.
 
-    Half of the texts (drawn by content and seed, so their order does not matter; repeated texts count once) is shown to the
-    labeller, in windows of up to 32 tokens; on windows of the other half the explanations are tried. The labeller is blind:
-    it sees windows, activations, tokens and the task, never a probe weight, an effect or a model's name.
+    Half of the texts (drawn by content and seed, so their order does not matter) is shown to the labeller, in windows of up
+    to 32 tokens; on windows of the other half the explanations are tried. Texts that are equal as far as they are read count
+    once, and texts that begin with the same 32 tokens, such as two answers to a prompt, are in the same half. The labeller is
+    blind: it sees windows, activations, tokens and the task, never a probe weight, an effect or a model's name.
 
     Scores: `detection` asks in which of up to 20 windows where the feature fires strongly (as on the strongest 1 % of the
     shown tokens) and as many where it does not it fires; up to half of the latter hold a token it fires on most. `fuzzing`
@@ -88,14 +90,15 @@ def explain(
         scores: which of `detection`, `fuzzing` and `simulation`; simulation is measured where the labeller can simulate.
         n_random: random directions (`parts.saes.random_twin` of the same dictionaries) explained and scored as control.
         repeat: whether the labeller is asked again with other windows of each feature; not for `lexicon` and `graph`, whose
-            judgement does not depend on windows.
-        judge: a second labeller, asked with the same windows; None for none.
+            judgement does not depend on windows, nor for answers recorded without a key.
+        judge: a second labeller, asked with the same windows; None for none. It must be another one than `labeller`.
         budget_usd: most USD that a paid labeller may spend; None for no bound.
         budget_tokens: most tokens, likewise.
-        prices: USD per million tokens of questions and of answers; None for the package's table.
+        prices: USD per million tokens of questions and of answers, or a mapping from model to such a pair, which two
+            different `openai:` models as labeller and judge need; None for the package's table.
         concurrency: requests that run at once.
         send: `async`, `sync` or `batch` (the Batch API).
-        base_url: an OpenAI-compatible server; None for OPENAI_BASE_URL or OpenAI's own.
+        base_url: an OpenAI-compatible server, which serves both labeller and judge; None for OPENAI_BASE_URL or OpenAI's own.
         max_tokens: tokens read of each text.
         side: whose activations and dictionaries.
         size: which dictionaries; None is the smallest at each site.
@@ -112,8 +115,9 @@ def explain(
 
     Raises:
         LensError: for SAEs of another pair, an unknown choice, a task that is empty or that the labeller cannot judge,
-            missing effects, too few texts, a cache of another pair or of other texts, a chat model without a key, a price
-            or a server, a budget that does not suffice, or if no feature fires.
+            missing effects, too few texts, texts that all begin alike, a cache of another pair or of other texts, a second
+            opinion that could not differ, a chat model without a key, a price or a server, a budget that does not suffice,
+            or if no feature fires.
         GateError: if no SAE passes the quality gates.
 
     >>> labels = explain(pair, saes, texts, task="positive sentiment")  # doctest: +SKIP
@@ -124,9 +128,7 @@ def explain(
     _check(pair, saes, texts, k=k, n_examples=n_examples, max_tokens=max_tokens, n_random=n_random, scores=scores)
     replies = (store.root if store else cache_folder()) / "replies"
     setting = Setting(stated, task, replies, {name: inputs[name] for name in SPENDING})
-    asked = make_labeller(labeller, setting)
-    second = None if judge is None else make_labeller(judge, setting)
-    _check_opinions(asked, second, repeat)
+    asked, second = make_labellers(labeller, judge, setting, repeat=repeat)
     sites, skipped = choose_sites(saes, side, size, gate)
     wanted = wanted_features(saes, sites, select, effects, k, side, size)
 
@@ -145,21 +147,6 @@ def explain(
     # A labeller that a name stands for may depend on a file: its own fingerprint says what it would answer.
     named |= {"labeller": getattr(asked, "fingerprint", labeller), "judge": getattr(second, "fingerprint", judge)}
     return keep(store, "explain", in_key(named) | {"lexicon": stated, "texts": list(texts)}, make)
-
-
-def _check_opinions(labeller: Labeller, judge: Labeller | None, repeat: bool) -> None:
-    """Refuse a second opinion that could not differ: kappa would be 1 and mean nothing."""
-    is_fixed = getattr(labeller, "judges_by_valence", False)
-    if repeat and is_fixed:
-        raise LensError(
-            f"repeat=True says nothing about {labeller.name!r}: it judges relevance by all shown words, not by windows, and "
-            "would say the same again. Leave repeat out, or give a judge that reads otherwise, such as judge='openai:MODEL'."
-        )
-    if is_fixed and getattr(judge, "judges_by_valence", False):
-        raise LensError(
-            "The labellers 'lexicon' and 'graph' judge relevance by the same rule, so one is no second opinion on the other. "
-            "Give another judge, such as judge='openai:MODEL'."
-        )
 
 
 def _check(pair: Pair, saes: SAESet, texts: Sequence[str], *, scores: Sequence[str], **numbers: int) -> None:

@@ -120,11 +120,13 @@ class Half:
 
 
 def halves(pair: Pair, texts: list[str], *, max_tokens: int, width: int, seed: int) -> tuple[Half, Half]:
-    """Encode texts, the first half to be shown and the second held out, and cut each half into windows."""
+    """Encode texts, the first half to be shown and the second held out, and cut each half into windows.
+
+    Of texts that are equal where they are cut the first one is taken. Texts whose first 32 tokens are equal (two answers to
+    one prompt) are put beside the first of them and never parted. Raises `LensError` for texts that cannot be split so.
+    """
     encoded = encode(pair.tokenizer, texts, max_tokens=pair.room(max_tokens))
-    n_shown = (len(texts) + 1) // 2
-    made = [_half(encoded[part], pair.tokenizer, pair.device, width, seed) for part in
-            (slice(n_shown), slice(n_shown, None))]  # fmt: skip
+    made = [_half(part, pair.tokenizer, pair.device, width, seed) for part in _split(encoded, pair.tokenizer)]
     return made[0], made[1]
 
 
@@ -134,6 +136,31 @@ def by_content(texts: list[str], seed: int) -> list[str]:
     if len(distinct) < 2:
         raise LensError(f"{len(distinct)} different texts were given; half is shown and half is kept for scoring.")
     return distinct
+
+
+def _split(encoded: list[Encoded], tokenizer: Any) -> tuple[list[Encoded], list[Encoded]]:
+    """Part texts into two halves as equal as texts that begin alike allow."""
+    skip = int(tokenizer.bos_token_id is not None)
+    distinct: dict[tuple[int, ...], Encoded] = {}
+    for text in encoded:
+        distinct.setdefault(tuple(text.ids), text)
+    groups: dict[tuple[int, ...], list[Encoded]] = {}
+    for ids, text in distinct.items():
+        groups.setdefault(ids[skip : skip + WINDOW], []).append(text)
+    if len(distinct) < 2:
+        raise LensError(
+            f"{len(distinct)} different text is left where texts are cut: raise max_tokens or give other texts."
+        )
+    if len(groups) < 2:
+        raise LensError(
+            f"All {len(distinct)} texts begin with the same {WINDOW} tokens, so what is shown of one would tell about another "
+            "that is held out. Give texts that begin in different ways."
+        )
+    ends = np.cumsum([len(group) for group in groups.values()])
+    # Of two cuts that are equally good the later one: an odd text is shown.
+    n_shown = min(ends[:-1].tolist(), key=lambda end: (abs(2 * end - len(distinct)), -end))
+    ordered = [text for group in groups.values() for text in group]
+    return ordered[:n_shown], ordered[n_shown:]
 
 
 def _half(encoded: list[Encoded], tokenizer: Any, device: torch.device, width: int, seed: int) -> Half:
