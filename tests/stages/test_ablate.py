@@ -662,8 +662,8 @@ def labels_of(*relevant: int) -> Labels:
     example, n = samples.a_labels(), 3
     return dataclasses.replace(
         example, saes=saes(), site=(SITE,) * n, index=np.arange(n), is_relevant=np.isin(np.arange(n), relevant),
-        description=("",) * n, status=("labelled",) * n, confidence=np.full(n, np.nan), pattern=("",) * n, scores=(), agreement=(),
-        examples=((),) * n, tokens=((),) * n, promotes=((),) * n, suppresses=((),) * n,
+        description=("",) * n, status=("labelled",) * n, confidence=np.full(n, np.nan), pattern=("",) * n, scores=(),
+        agreement=(), examples=((),) * n, tokens=((),) * n, promotes=((),) * n, suppresses=((),) * n,
     )  # fmt: skip
 
 
