@@ -258,7 +258,10 @@ def test_money_is_told_at_the_prices_that_are_named() -> None:
     asked = {finding.name: finding for finding in doctor.estimate(other)}["explain: money"]
     assert asked.status == "warn"
     assert "name the prices for a sum: --price-in USD --price-out USD" in asked.text
-    told = {finding.name: finding for finding in doctor.estimate(config, at=Prices(1000, 0))}["explain: money"]
+    over = {finding.name: finding for finding in doctor.estimate(config, at=Prices(1000, 0))}["explain: money"]
+    assert (over.status, config.explain.budget_usd) == ("warn", 10.0)
+    rich = with_values(config, {"explain.budget_usd": 1e6})
+    told = {finding.name: finding for finding in doctor.estimate(rich, at=Prices(1000, 0))}["explain: money"]
     assert told.status == "ok"
     assert "USD at 1000 and 0 USD per million tokens" in told.text
 
