@@ -90,14 +90,13 @@ _HOMES = {
     "parts.texts": ("load_texts",),
     "results": (
         "Ablation", "Crosscoder", "Divergence", "Effects", "FeatureSet", "Floor", "Labels", "Learned", "LearnedPreference",
-        "Match", "PreferenceTriples", "Report", "SAERecord", "SAESet", "Scorecard", "ShareCurves", "Triples",
-        "Tuning",
+        "Match", "PreferenceTriples", "Report", "SAERecord", "SAESet", "Scorecard", "ShareCurves", "Store",
+        "Triples", "Tuning",
     ),
     "results.human_check": ("HumanCheck", "agreement"),
     "core.errors": ("GateError", "LensError"),
     "config": ("RunConfig", "load_config", "with_values"),
-    # A store reads records of every kind, so it comes with the floor that defines them.
-    "pipeline": ("Run", "Store", "open_run", "run"),
+    "pipeline": ("Run", "open_run", "run"),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME_OF)  # noqa: PLE0605  (a list of strings, made from the table)

@@ -124,3 +124,14 @@ def test_a_stored_run_opens_in_a_process_that_did_nothing_else(tmp_path: Path) -
     told = f"import lfp_lens as lfp; print(*lfp.open_run({str(tmp_path)!r}).results)"
     done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["diverge"]
+
+
+def test_a_store_reads_its_results_in_a_process_that_did_nothing_else(tmp_path: Path) -> None:
+    from lfp_lens.core.store import Store, keep
+
+    keep(Store(tmp_path), "explain", {}, lambda folder: samples.a_labels())
+    code = (
+        f"import lfp_lens as lfp, pathlib; print(len(lfp.Store(pathlib.Path({str(tmp_path)!r})).read('explain').index))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "4", done.stderr

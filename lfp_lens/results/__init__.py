@@ -1,5 +1,9 @@
-"""What every verb gives back, one file per verb: frozen, NumPy, opens without torch."""
+"""What every verb gives back, one file per verb: frozen, NumPy, opens without torch.
 
+`Store` stands here too: it reads records of every kind, so it comes with the floor that defines them.
+"""
+
+from lfp_lens.core.store import Store
 from lfp_lens.results.ablate import Ablation
 from lfp_lens.results.attribute import Effects
 from lfp_lens.results.contrast import PreferenceTriples, Triples
@@ -38,6 +42,7 @@ __all__ = [
     "Score",
     "Scorecard",
     "ShareCurves",
+    "Store",
     "Triples",
     "Tuning",
     "World",
