@@ -217,3 +217,17 @@ def test_hundreds_of_labels_survive_a_server_that_misbehaves(serve: Any, tmp_pat
     lost = sum(line["kind"] == "lost" for line in lines(tmp_path))
     assert found.repeated == lost >= sum(mischief.counts[kind] for kind in ("drop", "cut", "stall")) > 5
     assert found.charged_usd <= found.most_held_usd <= 0.3
+
+
+def test_an_error_that_is_not_the_clients_keeps_its_cause() -> None:
+    import openai
+
+    from lfp_lens.parts.chat.server import Hopeless, outcome_of
+
+    ours, theirs = (
+        outcome_of(TypeError("a mistake"), "openai:m"),
+        outcome_of(openai.OpenAIError("sk-secret"), "openai:m"),
+    )
+    assert isinstance(ours, Hopeless) and isinstance(theirs, Hopeless)
+    assert isinstance(ours.error.__cause__, TypeError)
+    assert theirs.error.__cause__ is None and "sk-secret" not in str(theirs.error)

@@ -140,7 +140,7 @@ class BatchServer:
 
     def _raise_or_wait(self, outcome: Outcome, tried: int, refusal: type[LensError] = LensError) -> None:
         if isinstance(outcome, Hopeless):
-            raise refusal(str(outcome.error))
+            raise refusal(str(outcome.error)) from outcome.error.__cause__
         assert isinstance(outcome, (Failed, Lost))
         is_final = isinstance(outcome, Failed) and outcome.is_final
         if is_final or tried == TRIES - 1:

@@ -115,7 +115,10 @@ def outcome_of(error: Exception, name: str) -> Outcome:
         return Lost("timeout" if isinstance(error, openai.APITimeoutError) else "dropped")
     if isinstance(error, TimeoutError):
         return Lost("timeout")
-    return Hopeless(LensError(f"{name} could not be asked: {type(error).__name__}. {_check()}"))
+    hopeless = LensError(f"{name} could not be asked: {type(error).__name__}. {_check()}")
+    # Only what is not the client's own error is told whole: it may be a mistake of ours.
+    hopeless.__cause__ = None if isinstance(error, openai.OpenAIError) else error
+    return Hopeless(hopeless)
 
 
 def status_outcome(status: int, body: Any, headers: Any, name: str, kind: str) -> Outcome:
