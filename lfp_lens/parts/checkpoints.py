@@ -16,7 +16,7 @@ from lfp_lens.core.errors import LensError
 from lfp_lens.parts.adapters import Adapter, adapter_folder, first_line, is_adapter, read_adapter
 from lfp_lens.parts.merging import merge
 from lfp_lens.parts.sources import model_path
-from lfp_lens.parts.speed import quiet_transformers
+from lfp_lens.parts.speed import keep_freed_memory, quiet_transformers
 
 TUNING_FILE = "lfp_tuning.json"
 VOCABULARY_FILES = ("tokenizer.", "vocab", "spiece", "sentencepiece")
@@ -32,6 +32,7 @@ def load_causal_lm(source: Any, *, device: str = "cpu", dtype: str = "float32") 
 
     An adapter's folder gives the base that it names with the adapter merged into it.
     """
+    keep_freed_memory()
     return _causal_lm(source, device, dtype, 0)
 
 

@@ -1,13 +1,37 @@
-"""The two settings that decide speed on a CPU, each undone on exit, and quiet libraries."""
+"""The settings that decide speed on a CPU, and quiet libraries. All but `keep_freed_memory` are undone on exit."""
 
+import ctypes
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
 
 SAME_AS_FP32 = 1e-6
 """Largest relative error against fp64 at which a faster fp32 product still counts as fp32 (plain fp32 has 2e-7)."""
+
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+"""What glibc's `mallopt` calls the two settings (malloc.h)."""
+KEPT_BYTES, LARGEST_KEPT_BYTES = 2**30, 2**25
+"""Freed memory that the process keeps, and the largest block that is taken from it (the most glibc allows)."""
+
+
+@cache
+def keep_freed_memory() -> bool:
+    """Let this process keep up to 1 GiB that it has freed, and give whether it does; once, for as long as it runs.
+
+    A forward pass frees and takes the same few dozen MB again for every batch. By default glibc gives them back to the system
+    and the system clears each page anew: up to a third of the CPU time of a pass over a small model. Nothing is changed where
+    the user has set these thresholds, nor where the C library is another.
+    """
+    if any(name in os.environ for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is None:
+        return False
+    return bool(mallopt(TRIM_THRESHOLD, KEPT_BYTES) and mallopt(MMAP_THRESHOLD, LARGEST_KEPT_BYTES))
 
 
 @contextmanager

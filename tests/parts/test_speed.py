@@ -1,5 +1,11 @@
 """Settings for speed are undone on every exit and change no number."""
 
+import json
+import os
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -63,3 +69,34 @@ def test_plain_attention_gives_the_same_logits_and_is_undone() -> None:
     with pytest.raises(RuntimeError, match="inside"), short_text_attention(*models):
         raise RuntimeError("inside")
     assert [model.config._attn_implementation for model in models] == ["sdpa", "sdpa"]
+
+
+FAULTS = """
+import json, resource, torch
+from lfp_lens.parts.speed import keep_freed_memory
+
+def used():
+    blocks = [torch.ones(2**21) for _ in range(10)]
+    del blocks
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def new_pages():
+    used()
+    before = used()
+    return used() - before
+
+print(json.dumps([new_pages(), keep_freed_memory(), new_pages()]))
+"""
+"""Ten blocks of 8 MB are taken and freed, as a forward pass does."""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc, nothing is set there")
+@pytest.mark.parametrize("given", [{}, {"MALLOC_TRIM_THRESHOLD_": "100000"}])
+def test_freed_memory_is_used_again_unless_the_user_has_set_that(given: dict[str, str]) -> None:
+    names = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+    environment = {name: value for name, value in os.environ.items() if name not in names} | given
+    made = subprocess.run([sys.executable, "-c", FAULTS], env=environment, capture_output=True, text=True, check=True)
+    before, is_set, after = json.loads(made.stdout)
+    pages = 10 * 2**21 * 4 // 4096
+    assert before > pages / 4, "without the setting the system clears most pages anew"
+    assert (is_set, after < pages / 100) == ((False, False) if given else (True, True))

@@ -104,6 +104,6 @@ def test_windows_drawn_without_regard_to_other_features_would_not_be_at_chance(
     draw: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The planted firing clusters, so the test above can fail."""
-    monkeypatch.setattr(firing, "weighted_keys", lambda priority_W, weights_W: priority_W)
+    monkeypatch.setattr(firing, "weighted_keys", lambda drawn_WF, weights_W: drawn_WF)
     found = scores(draw)["detection"].mean_shuffled
     assert found.low > 0.505, found

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
 from lfp_lens.parts.activations import Encoded
@@ -20,7 +21,8 @@ from lfp_lens.stages.explain.batches import Batch
 from lfp_lens.stages.explain.clusters import Clustering, clustering
 from lfp_lens.stages.explain.evidence import pick
 from lfp_lens.stages.explain.firing import Sizes, Watched, few_features, hold_out, watch
-from lfp_lens.stages.explain.kept import Best, StrongTokens, n_strong, weighted_keys
+from lfp_lens.stages.explain.kept import Best, StrongTokens, n_strong
+from lfp_lens.stages.explain.keys import Draw, weighted_keys
 from lfp_lens.stages.explain.windows import WINDOW, Half, by_content, halves
 from tests.stages.planted import SITE, planted_saes
 from tests.tiny import WORDS, tiny_pair, word_saes
@@ -98,10 +100,15 @@ def windows_of(best: Best, feature: int) -> list[int]:
     return [window for window, _ in best.of(feature)]
 
 
-def first_by(priority: np.ndarray, where: np.ndarray, n: int) -> list[int]:
-    """Windows of the largest priority among some."""
+def first_by(keys: np.ndarray, where: np.ndarray, n: int) -> list[int]:
+    """Windows of the largest key among some."""
     chosen = np.flatnonzero(where)
-    return chosen[np.argsort(-priority[chosen], kind="stable")][:n].tolist()
+    return chosen[np.argsort(-keys[chosen], kind="stable")][:n].tolist()
+
+
+def drawn(half: Half) -> np.ndarray:
+    """What each of the 24 features draws for each window."""
+    return Draw(f"{SITE} ", np.arange(24), torch.device("cpu"))(torch.from_numpy(half.priority)).numpy()
 
 
 def test_windows_are_disjoint_blocks_of_at_most_32_tokens_that_hold_every_token(seen: Any) -> None:
@@ -124,14 +131,14 @@ def test_the_strongest_windows_are_those_of_the_global_maximum(seen: Any, whole:
         ranked = -np.sort(-column)[: SIZES.top]
         found = windows_of(own.top, feature)
         assert len(found) == len(set(found)) == (ranked > 0).sum()
-        # Peaks that differ by less than 2^-11 are ranked by priority.
+        # Peaks that differ by less than 2^-11 are ranked as drawn.
         np.testing.assert_allclose(column[found], ranked[ranked > 0], rtol=2**-10)
 
 
 def test_windows_of_every_quantile_are_a_draw_of_all_where_it_fires(seen: Any, whole: Any) -> None:
     own, shown, _ = seen
     for feature, column in enumerate(peaks(whole[0], shown).T):
-        assert windows_of(own.sample, feature) == first_by(shown.priority, column > 0, SIZES.sample)
+        assert windows_of(own.sample, feature) == first_by(drawn(shown)[:, feature], column > 0, SIZES.sample)
 
 
 def test_the_level_is_that_of_the_strongest_percent_of_the_shown_tokens(seen: Any, whole: Any) -> None:
@@ -153,26 +160,26 @@ def test_silent_windows_and_hard_negatives_stay_below_the_level(seen: Any, whole
         (held, whole[1], own.quiet, own.decoys, SIZES.trial),
     ):
         column_WF = peaks(acts_NF, half)
-        keys = half.priority
+        keys_WF = drawn(half)
         if half is held:
             fire = (column_WF >= own.level_F.numpy()).sum(1)
-            keys = ((half.priority + 0.5) / 2**31) ** ((np.maximum(23 - fire, 0) + 2.0) / (fire + 0.5))
+            keys_WF = keys_WF ** ((np.maximum(23 - fire, 0) + 2.0) / (fire + 0.5))[:, None]
         for feature in range(24):
             below = column_WF[:, feature] < own.level_F[feature].item()
-            assert windows_of(silent, feature) == first_by(keys, below, n)
+            assert windows_of(silent, feature) == first_by(keys_WF[:, feature], below, n)
             strongest = set(own.tokens[feature][: firing.TOP_TOKENS].tolist())
             holds = np.array([
                 not strongest.isdisjoint(half.ids[low:high].tolist())
                 for low, high in zip(half.window_starts, half.window_starts[1:])
             ])  # fmt: skip
-            assert windows_of(hard, feature) == first_by(keys, below & holds, n)
+            assert windows_of(hard, feature) == first_by(keys_WF[:, feature], below & holds, n)
 
 
 def test_held_out_windows_fire_at_the_level_that_the_shown_half_set(seen: Any, whole: Any) -> None:
     own, _, held = seen
     for feature, column in enumerate(peaks(whole[1], held).T):
         reached = column >= own.level_F[feature].item()
-        assert windows_of(own.fires, feature) == first_by(held.priority, reached, 2 * SIZES.trial)
+        assert windows_of(own.fires, feature) == first_by(drawn(held)[:, feature], reached, 2 * SIZES.trial)
 
 
 def test_the_maximum_is_that_of_all_texts(seen: Any, whole: Any) -> None:
@@ -358,11 +365,25 @@ def test_independent_features_leave_every_window_alike_and_clustered_ones_do_not
 
 
 def test_windows_are_drawn_in_proportion_to_their_weights() -> None:
-    priorities = torch.from_numpy(np.random.default_rng(0).integers(2**31, size=(20_000, 3)))
+    priorities = torch.from_numpy(np.random.default_rng(0).integers(2**31, size=3))
     weights = torch.tensor([0.1, 0.3, 0.6])
-    first = torch.stack([weighted_keys(row, weights).argmax() for row in priorities])
+    draw = Draw("site", np.arange(20_000), torch.device("cpu"))
+    first = weighted_keys(draw(priorities), weights).argmax(0)
     # Three standard errors of a share of 20,000 draws.
     np.testing.assert_allclose(first.bincount() / 20_000, weights, atol=0.011)
+
+
+def test_draws_are_uniform_and_no_two_features_or_dictionaries_share_one() -> None:
+    priorities = torch.from_numpy(np.random.default_rng(0).integers(2**31, size=4000))
+    made = np.hstack([
+        Draw(name, np.arange(40), torch.device("cpu"))(priorities).numpy() for name in ("site ", "site random")
+    ])  # fmt: skip
+    assert made.min() > 0 and made.max() < 1
+    # 80 columns of 4,000 draws: the largest of 3,160 correlations of independent ones is about 3.6 / sqrt(4,000).
+    correlation = np.corrcoef(made, rowvar=False)[np.triu_indices(80, 1)]
+    assert np.abs(correlation).max() < 0.08 and abs(correlation.std() * np.sqrt(4000) - 1) < 0.1
+    assert scipy.stats.kstest(made.ravel(), "uniform").pvalue > 0.001
+    np.testing.assert_array_equal(made[:, 7], Draw("site ", np.array([7]), torch.device("cpu"))(priorities)[:, 0])
 
 
 @pytest.mark.parametrize("share", [0.01, 0.3, 1.0])
@@ -377,6 +398,22 @@ def test_the_strongest_tokens_are_exact_however_the_texts_are_cut(share: float) 
         ranked = values_NF[:, feature].topk(7).values
         np.testing.assert_array_equal(values, ranked[ranked > 0])
         np.testing.assert_array_equal(values_NF[places, feature], values)
+
+
+@pytest.mark.parametrize(("k", "share"), [(1, 1.0), (6, 0.05), (6, 1.0), (60, 0.7)])
+def test_the_largest_keys_are_kept_with_their_activations_however_the_windows_come(k: int, share: float) -> None:
+    generator = np.random.default_rng(3)
+    keys_NF = torch.from_numpy(generator.random((400, 5)) * (generator.random((400, 5)) < share))
+    acts_NTF = torch.from_numpy(generator.normal(size=(400, WINDOW, 5))).float()
+    best = Best(5, k, torch.device("cpu"))
+    for part, rows in blocks(keys_NF, generator):
+        best.add(part, rows + 1000, acts_NTF[rows])
+    best.keep(torch.tensor([0, 2, 4]))
+    for at, feature in enumerate((0, 2, 4)):
+        ranked = first_by(keys_NF[:, feature].numpy(), keys_NF[:, feature].numpy() > 0, k)
+        assert windows_of(best, at) == [1000 + row for row in ranked]
+        for window, acts in best.of(at):
+            np.testing.assert_array_equal(acts, acts_NTF[window - 1000, :, feature])
 
 
 def test_a_dictionary_whose_features_are_known_keeps_their_words(pair: Pair) -> None:

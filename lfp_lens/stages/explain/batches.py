@@ -20,7 +20,7 @@ class Batch:
     windows_W: torch.Tensor
     """Which windows."""
     priority_W: torch.Tensor
-    """Their place in the drawn order."""
+    """A number below 2^31 each, from which every feature draws its own (`keys.Draw`)."""
     ids_WT: torch.Tensor
     """Their token ids, -1 beyond the end."""
     places_N: torch.Tensor

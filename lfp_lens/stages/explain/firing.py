@@ -21,7 +21,8 @@ from lfp_lens.parts.speed import fast_matmul, short_text_attention
 from lfp_lens.results.train_sae import SAERecord, SAEWeights
 from lfp_lens.stages.explain.batches import Batch, batches, windows_batch
 from lfp_lens.stages.explain.clusters import Clustering, clustering
-from lfp_lens.stages.explain.kept import Best, Holds, StrongTokens, n_strong, peak_keys, weighted_keys
+from lfp_lens.stages.explain.kept import Best, Holds, StrongTokens, n_strong
+from lfp_lens.stages.explain.keys import Draw, peak_keys, weighted_keys
 from lfp_lens.stages.explain.windows import WINDOW, Half
 
 POOL_VALUES, POOL_WINDOWS = 2**25, (128, 512)
@@ -75,9 +76,9 @@ class Watched:
         acts_WTF = batch.lay(acts_NF)
         peaks_WF = acts_WTF.amax(1)
         self.maximum_F = torch.maximum(self.maximum_F, peaks_WF.amax(0))
-        keys_WF = peak_keys(peaks_WF, batch.priority_W)
-        self.top.add(keys_WF, batch.windows_W, acts_WTF)
-        self.sample.add(torch.where(peaks_WF > 0, batch.priority_W[:, None], -1), batch.windows_W, acts_WTF)
+        drawn_WF = self._draw(batch.priority_W)
+        self.top.add(peak_keys(peaks_WF, drawn_WF), batch.windows_W, acts_WTF)
+        self.sample.add(torch.where(peaks_WF > 0, drawn_WF, 0), batch.windows_W, acts_WTF)
         self.strong.add(acts_NF, batch.places_N)
         cut = self.n_listed()
         if cut < len(self.order):
@@ -116,14 +117,16 @@ class Watched:
         """Take shown windows of the pool, keep those where a feature is silent, and count the features that fire in each."""
         acts_WTF = batch.lay(self.read(acts_ND))
         fires_WF = acts_WTF.amax(1) >= self.level_F
-        keys_WF = torch.where(fires_WF, -1, batch.priority_W[:, None])
+        keys_WF = torch.where(fires_WF, 0, self._draw(batch.priority_W))
         self._add_silent(batch, acts_WTF, keys_WF, self.silent, self.hard)
         return fires_WF.sum(1)
 
-    def hold_out(self, batch: Batch, acts_WTF: torch.Tensor, fires_WF: torch.Tensor, keys_W: torch.Tensor) -> None:
-        """Take a batch of held-out texts; `keys_W` rank the windows where a feature is silent."""
-        self.fires.add(torch.where(fires_WF, batch.priority_W[:, None], -1), batch.windows_W, acts_WTF)
-        self._add_silent(batch, acts_WTF, torch.where(fires_WF, -1, keys_W[:, None]), self.quiet, self.decoys)
+    def hold_out(self, batch: Batch, acts_WTF: torch.Tensor, fires_WF: torch.Tensor, odds_W: torch.Tensor) -> None:
+        """Take a batch of held-out texts; windows where a feature is silent are drawn in proportion to `odds_W`."""
+        drawn_WF = self._draw(batch.priority_W)
+        self.fires.add(torch.where(fires_WF, drawn_WF, 0), batch.windows_W, acts_WTF)
+        keys_WF = torch.where(fires_WF, 0, weighted_keys(drawn_WF, odds_W))
+        self._add_silent(batch, acts_WTF, keys_WF, self.quiet, self.decoys)
 
     def fire(self, acts_WTF: torch.Tensor) -> torch.Tensor:
         """Tell which features reach their level in which windows, and note the largest activations."""
@@ -135,11 +138,12 @@ class Watched:
         self, batch: Batch, acts_WTF: torch.Tensor, keys_WF: torch.Tensor, silent: Best, hard: Best
     ) -> None:
         silent.add(keys_WF, batch.windows_W, acts_WTF)
-        hard.add(torch.where(self._hold(batch.ids_WT), keys_WF, -1), batch.windows_W, acts_WTF)
+        hard.add(torch.where(self._hold(batch.ids_WT), keys_WF, 0), batch.windows_W, acts_WTF)
 
     def _open(self) -> None:
         few = few_features(self.record.weights, self.features)
         self.sae = load_weights(self.record.weights if few is None else few, device=self.device)
+        self._draw = Draw(f"{self.record.site} {'random' * self.is_control}", self.features, self.device)
         n_all = self.record.weights.tensors["W_dec"].shape[0]
         is_whole = few is not None or len(self.features) == n_all
         self._columns = None if is_whole else torch.from_numpy(self.features).to(self.device)
@@ -200,12 +204,12 @@ def hold_out(
                     (own, acts_WTF, fires_WF) for (own, acts_WTF), fires_WF in zip(laid, fires) if not own.is_control
                 ]
                 fire_W = torch.stack([fires_WF.sum(1) for *_, fires_WF in counted]).sum(0)
-                keys_W = weighted_keys(batch.priority_W, clusters.odds(fire_W))
+                odds_W = clusters.odds(fire_W)
                 strong = [(acts_WTF >= own.level_F).sum(-1, dtype=torch.int32) for own, acts_WTF, _ in counted]
                 strong_N = torch.stack(strong).sum(0).flatten()[batch.slots_N]
                 busy[batch.places_N.cpu().numpy()] = strong_N.cpu().numpy()
                 for (own, acts_WTF), fires_WF in zip(laid, fires):
-                    own.hold_out(batch, acts_WTF, fires_WF, keys_W)
+                    own.hold_out(batch, acts_WTF, fires_WF, odds_W)
     return busy
 
 

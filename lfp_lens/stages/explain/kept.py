@@ -1,14 +1,14 @@
 """What is kept of the texts while they stream by: memory that grows with features, not with texts.
 
-`Best` holds for every feature the windows with the largest keys; a key is a peak, or a drawn priority, so that the same
-class keeps the strongest windows and a uniform sample. `StrongTokens` holds the tokens a feature fires on most, `Holds` tells
-which windows hold them.
+`Best` holds for every feature what has the largest keys; a key is a peak, or a drawn number (`keys.py`), so that the same class
+keeps the strongest windows and a uniform sample. `StrongTokens` holds the tokens a feature fires on most, `Holds` tells which
+windows hold them.
 """
 
 import numpy as np
 import torch
 
-from lfp_lens.stages.explain.windows import PRIORITIES, WINDOW
+from lfp_lens.stages.explain.windows import WINDOW
 
 MAX_STRONG = 1000
 """Tokens kept per feature at most: beyond 100,000 shown tokens the strongest 1,000 stand for the strongest 1 %."""
@@ -16,88 +16,103 @@ STRONG_SHARE, TIE, LEAST = 0.01, 0.999, 1e-6
 """A feature fires strongly on the strongest 1 % of the shown tokens, rounding allowed for among equals."""
 HOLD_BLOCK = 1024
 """Features looked up at a time."""
-ROUNDED_BITS = 12
-"""Bits of a peak that are left out when windows are ranked: equal up to rounding, they are ranked by priority."""
+EARLY = 1.5
+"""A feature that holds more than so many times its `k` is cut before others come, which raises the bar for them."""
 
 
 class Best:
-    """The `k` windows with the largest keys, for every feature."""
+    """The `k` windows or tokens with the largest keys, for every feature; a key of 0 keeps one out.
 
-    def __init__(self, n_features: int, k: int, device: torch.device) -> None:
-        self.keys_FK = torch.full((n_features, k), -1, dtype=torch.int64, device=device)
-        self.windows_FK = torch.full((n_features, k), -1, dtype=torch.int64, device=device)
-        self.acts_FKT = torch.zeros(n_features, k, WINDOW, device=device)
+    Whatever beats the `k`-th largest key known so far is appended; a feature that has no room left is cut to its `k` largest.
+    """
 
-    def add(self, keys_WF: torch.Tensor, windows_W: torch.Tensor, acts_WTF: torch.Tensor) -> None:
-        """Take windows; a key below 0 keeps a window out."""
-        k = self.keys_FK.shape[1]
-        if not k or not len(keys_WF):
+    def __init__(
+        self, n_features: int, k: int, device: torch.device, *, width: int = WINDOW, dtype: torch.dtype = torch.float64
+    ) -> None:
+        """Make room for keys of this type, each with `width` activations."""
+        self.k = k
+        self._keys_FC = torch.zeros(n_features, 2 * k, dtype=dtype, device=device)
+        self._items_FC = torch.full((n_features, 2 * k), -1, dtype=torch.int64, device=device)
+        self._acts_FCT = torch.zeros(n_features, 2 * k, width, device=device)
+        self._filled_F = torch.zeros(n_features, dtype=torch.int64, device=device)
+        self._least_F = torch.zeros(n_features, dtype=dtype, device=device)
+
+    def add(self, keys_NF: torch.Tensor, items_N: torch.Tensor, acts_NTF: torch.Tensor) -> None:
+        """Take windows or tokens, named by `items_N`, with what the features do there."""
+        if not self.k:
             return
-        rows = (keys_WF.amax(0) > self.keys_FK.amin(1)).nonzero()[:, 0]
-        if not len(rows):
-            return
-        both = torch.cat([self.keys_FK[rows], keys_WF[:, rows].T], dim=1)
-        keys, places = both.topk(k, dim=1)
-        stays = torch.zeros(len(rows), k + 1, dtype=torch.bool, device=both.device)
-        stays.scatter_(1, places.clamp(max=k), True)
-        new_row, new_at = (places >= k).nonzero(as_tuple=True)
-        free_row, free_slot = (~stays[:, :k]).nonzero(as_tuple=True)
-        assert torch.equal(new_row, free_row), "a window comes for each that goes"
-        window, feature = places[new_row, new_at] - k, rows[new_row]
-        found = keys[new_row, new_at]
-        self.keys_FK[feature, free_slot] = found
-        self.windows_FK[feature, free_slot] = torch.where(found >= 0, windows_W[window], -1)
-        self.acts_FKT[feature, free_slot] = acts_WTF[window, :, feature]
+        self._cut(self._filled_F > EARLY * self.k)
+        is_better_NF = keys_NF > self._least_F
+        many = (is_better_NF.sum(0, dtype=torch.int32) > self.k).nonzero()[:, 0]
+        if len(many):
+            is_better_NF[:, many] = False
+            best_FK, row_FK = keys_NF[:, many].T.topk(self.k, dim=1, sorted=False)
+            feature, place = (best_FK > self._least_F[many, None]).nonzero(as_tuple=True)
+            self._append(many[feature], row_FK[feature, place], keys_NF, items_N, acts_NTF)
+            self._least_F[many] = torch.maximum(self._least_F[many], best_FK.amin(1))
+        feature, row = is_better_NF.T.nonzero(as_tuple=True)
+        self._append(feature, row, keys_NF, items_N, acts_NTF)
 
-    def keep(self, rows: torch.Tensor) -> None:
+    def _append(
+        self, feature: torch.Tensor, row: torch.Tensor,
+        keys_NF: torch.Tensor, items_N: torch.Tensor, acts_NTF: torch.Tensor,
+    ) -> None:  # fmt: skip
+        """Put these rows behind what is kept of these features, which ascend; at most `k` of each."""
+        count_F = feature.bincount(minlength=len(self._least_F))
+        self._cut(self._filled_F + count_F > 2 * self.k)
+        self._filled_F += count_F
+        slot = torch.arange(len(feature), device=feature.device) + (self._filled_F - count_F.cumsum(0))[feature]
+        self._keys_FC[feature, slot] = keys_NF[row, feature]
+        self._items_FC[feature, slot] = items_N[row]
+        self._acts_FCT[feature, slot] = acts_NTF[row, :, feature]
+
+    def _cut(self, is_full_F: torch.Tensor) -> None:
+        """Leave the `k` largest of the features that are full."""
+        full = is_full_F.nonzero()[:, 0]
+        if not len(full):
+            return
+        keys_FK, at_FK = self._keys_FC[full].topk(self.k, dim=1, sorted=False)
+        items_FK, acts_FKT = self._items_FC[full[:, None], at_FK], self._acts_FCT[full[:, None], at_FK]
+        self._keys_FC[full] = 0
+        self._keys_FC[full, : self.k], self._items_FC[full, : self.k] = keys_FK, items_FK
+        self._acts_FCT[full, : self.k] = acts_FKT
+        self._filled_F[full], self._least_F[full] = self.k, keys_FK.amin(1)
+
+    def keep(self, features: torch.Tensor) -> None:
         """Leave only these features."""
-        self.keys_FK, self.windows_FK, self.acts_FKT = self.keys_FK[rows], self.windows_FK[rows], self.acts_FKT[rows]
+        self._keys_FC, self._items_FC, self._acts_FCT, self._filled_F, self._least_F = (
+            kept[features] for kept in (self._keys_FC, self._items_FC, self._acts_FCT, self._filled_F, self._least_F)
+        )
+
+    def ranked(self, feature: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Give (keys, windows or tokens, activations) of one feature, the largest key first."""
+        keys_K, order = self._keys_FC[feature].topk(self.k)
+        n = int((keys_K > 0).sum())
+        return keys_K[:n], self._items_FC[feature, order[:n]], self._acts_FCT[feature, order[:n]]
+
+    def least(self) -> torch.Tensor:
+        """Give each feature's `k`-th largest key, 0 where there are fewer."""
+        return self._keys_FC.topk(self.k, dim=1).values[:, -1]
 
     def of(self, feature: int) -> list[tuple[int, np.ndarray]]:
         """Give (window, activations) of one feature, the largest key first."""
-        order = self.keys_FK[feature].argsort(descending=True).tolist()
-        acts_KT, windows = self.acts_FKT[feature].cpu().numpy(), self.windows_FK[feature].tolist()
-        return [(windows[at], acts_KT[at]) for at in order if windows[at] >= 0]
+        _, windows_K, acts_KT = self.ranked(feature)
+        return list(zip(windows_K.tolist(), acts_KT.cpu().numpy()))
 
 
 class StrongTokens:
-    """The `n` tokens each feature fires on most, kept exactly: a feature's level rises as better ones come."""
+    """The `n` tokens each feature fires on most, kept exactly."""
 
     def __init__(self, n_features: int, n: int, device: torch.device) -> None:
-        self.n = n
-        self._values_FC = torch.zeros(n_features, 2 * n, device=device)
-        self._places_FC = torch.full((n_features, 2 * n), -1, dtype=torch.int64, device=device)
-        self._filled_F = torch.zeros(n_features, dtype=torch.int64, device=device)
-        self._level_F = torch.zeros(n_features, device=device)
+        self._best = Best(n_features, n, device, width=0, dtype=torch.float32)
 
     def add(self, acts_NF: torch.Tensor, places_N: torch.Tensor) -> None:
         """Take tokens; `places_N` tells which they are."""
-        feature, row = (acts_NF > self._level_F).T.nonzero(as_tuple=True)
-        count_F = feature.bincount(minlength=len(self._level_F))
-        if int((self._filled_F + count_F).max()) > 2 * self.n:
-            self._merge(acts_NF, places_N)
-            return
-        at = torch.arange(len(feature), device=feature.device) - (count_F.cumsum(0) - count_F)[feature]
-        slot = self._filled_F[feature] + at
-        self._values_FC[feature, slot] = acts_NF[row, feature]
-        self._places_FC[feature, slot] = places_N[row]
-        self._filled_F += count_F
+        self._best.add(acts_NF, places_N, acts_NF.new_zeros(len(acts_NF), 0, acts_NF.shape[1]))
 
-    def _merge(self, acts_NF: torch.Tensor, places_N: torch.Tensor) -> None:
-        values = torch.cat([self._values_FC, acts_NF.T], dim=1)
-        best, at = values.topk(self.n, dim=1)
-        old = self._places_FC.gather(1, at.clamp(max=2 * self.n - 1))
-        new = places_N[(at - 2 * self.n).clamp(min=0)]
-        self._values_FC.zero_()
-        self._values_FC[:, : self.n] = best
-        self._places_FC[:, : self.n] = torch.where(at < 2 * self.n, old, new)
-        self._filled_F = (best > 0).sum(1)
-        self._level_F = best[:, -1].clamp(min=0)
-
-    def keep(self, rows: torch.Tensor) -> None:
+    def keep(self, features: torch.Tensor) -> None:
         """Leave only these features."""
-        self._values_FC, self._places_FC = self._values_FC[rows], self._places_FC[rows]
-        self._filled_F, self._level_F = self._filled_F[rows], self._level_F[rows]
+        self._best.keep(features)
 
     def level(self) -> torch.Tensor:
         """Give the activation from which each feature fires strongly; any at all, for one that fires on fewer tokens.
@@ -105,31 +120,17 @@ class StrongTokens:
         Dictionaries of small models are dense: their features are active at some level nearly everywhere, and only the
         strongest activations tell what one of them is about.
         """
-        return (TIE * self._values_FC.topk(self.n, dim=1).values[:, -1]).clamp(min=LEAST)
+        return (TIE * self._best.least()).clamp(min=LEAST)
 
     def of(self, feature: int) -> tuple[np.ndarray, np.ndarray]:
         """Give (places, values) of one feature's tokens, the strongest first."""
-        values, at = self._values_FC[feature].topk(self.n)
-        fires = values > 0
-        return self._places_FC[feature][at[fires]].cpu().numpy(), values[fires].cpu().numpy()
+        values, places, _ = self._best.ranked(feature)
+        return places.cpu().numpy(), values.cpu().numpy()
 
 
 def n_strong(n_tokens: int) -> int:
     """Give how many tokens the strongest 1 % are."""
     return min(MAX_STRONG, max(1, int(np.ceil(STRONG_SHARE * n_tokens))))
-
-
-def peak_keys(peaks_WF: torch.Tensor, priority_W: torch.Tensor) -> torch.Tensor:
-    """Give keys that rank windows by peak, those equal up to rounding by priority; -1 where nothing fires."""
-    bits = peaks_WF.clamp(min=0).contiguous().view(torch.int32).long()
-    rounded = (bits + 2 ** (ROUNDED_BITS - 1)) >> ROUNDED_BITS
-    return torch.where(peaks_WF > 0, (rounded << 31) + priority_W[:, None], -1)
-
-
-def weighted_keys(priority_W: torch.Tensor, weights_W: torch.Tensor) -> torch.Tensor:
-    """Give keys whose largest are a sample drawn without replacement in proportion to weights (Efraimidis and Spirakis 2006)."""
-    uniform_W = (priority_W.double() + 0.5) / PRIORITIES
-    return (uniform_W ** (1 / weights_W.double()) * 2**52).long()
 
 
 class Holds:
