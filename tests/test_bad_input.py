@@ -216,7 +216,7 @@ def test_an_unknown_name_is_refused_with_the_nearest_before_any_work(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     # The world's model is not needed to see that a name is unknown.
-    monkeypatch.setattr("lfp_lens.pipeline._Work.base", lambda self: pytest.fail("a model was made first"))
+    monkeypatch.setattr("lfp_lens.pipeline.work.Work.base", lambda self: pytest.fail("a model was made first"))
     options = ("--store", "runs") if argv[0] == "run" else ()
     code = cli.main([*argv, *options])
     refused(Told(code, *capsys.readouterr()), *parts)

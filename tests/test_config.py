@@ -104,9 +104,9 @@ def test_the_presets_are_there() -> None:
 
 @pytest.mark.parametrize("name", ["tiny", "imdb-2m-vader", "imdb-2m-hh", "stories-260k-vader"])
 def test_an_offline_preset_names_nothing_that_a_late_verb_would_refuse(name: str) -> None:
-    from lfp_lens.pipeline import _check_names
+    from lfp_lens.pipeline.checks import check_names
 
-    _check_names(load_config(name), VERBS)
+    check_names(load_config(name), VERBS)
 
 
 def test_the_paper_preset_has_the_published_values() -> None:
@@ -181,7 +181,7 @@ def test_awkward_values_come_back_from_toml(tmp_path: Path) -> None:
         sites=["blocks.0.hook_mlp_out"],
         finetune={"lr": 1e-6, "steps": 7, "edits": {awkward: -1, "bad": 0.5}, "bf16": False, "lora": 4},
         train_sae={"sizes": [0.5, 1, 2], "l1": 0},
-        explain={"task": awkward},
+        explain={"task": awkward, "prices": {awkward: [1, 2.5]}},
     )
     assert load_config(written(tmp_path, config.to_toml())) == config
 
@@ -529,6 +529,9 @@ def test_an_unknown_key_gets_the_nearest() -> None:
         ("finetune.reward", '[["vader", 1.0], ["a.csv", 2]]', [["vader", 1.0], ["a.csv", 2]]),
         ("finetune.edits", "{good = -1, bad = 0}", {"good": -1, "bad": 0}),
         ("finetune.edits", "none", None),
+        ("explain.prices", "2.5,10", [2.5, 10]),
+        ("explain.prices", '{"gpt-4o" = [2.5, 10]}', {"gpt-4o": [2.5, 10]}),
+        ("explain.prices", "none", None),
         ("finetune.bf16", "true", True),
         ("finetune.bf16", "none", None),
         ("finetune.lora", "16", 16),

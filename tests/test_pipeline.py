@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lfp_lens import pipeline
 from lfp_lens.config import VERBS, RunConfig, load_config, with_values
 from lfp_lens.core.errors import LensError
 from lfp_lens.core.fingerprint import fingerprint
 from lfp_lens.core.store import Store
 from lfp_lens.parts import world
-from lfp_lens.pipeline import Run, open_run, run
+from lfp_lens.pipeline import Run, open_run, run, runs, work
+from lfp_lens.pipeline.checks import check_names
 
 SMALL: dict[str, Any] = {
     "n_texts": 200, "n_heldout": 260, "sites": 1, "gate": "warn",
@@ -277,8 +277,8 @@ def test_a_refused_verb_passes_its_reason_on_to_what_needs_it(
 
     monkeypatch.setattr(train_sae, "MIN_EXPLAINED_VARIANCE", 2.0)
     work = small(gate="refuse")
-    monkeypatch.setattr(pipeline._Work, "finetune", lambda self: self.done.store.read("finetune"))
-    monkeypatch.setattr(pipeline, "_home", lambda folder, config: Store(folder))
+    monkeypatch.setattr(work.Work, "finetune", lambda self: self.done.store.read("finetune"))
+    monkeypatch.setattr(runs, "_home", lambda folder, config: Store(folder))
     refused = run(work, store=copied, quiet=True)
     assert set(refused.refusals) == {"probe", "attribute", "explain", "ablate"}
     for verb in ("probe", "attribute", "explain"):
@@ -350,7 +350,7 @@ def test_a_lexicon_files_reward_reaches_the_ablation(whole: Run, tmp_path: Path,
         (small(), "vader"),
         (small(ablate__reward=str(path)), str(path)),
     ):
-        pipeline._Work(config, whole).ablate()
+        work.Work(config, whole).ablate()
         assert seen[-1] == expected
 
 
@@ -360,14 +360,14 @@ def test_the_pairs_that_tuned_the_model_reach_attribute_where_its_scalar_compare
     from lfp_lens.parts import preferences
     from lfp_lens.stages import attribute as stage
 
-    pairs = tuple(preferences.Preference("a", "b", str(at)) for at in range(pipeline.EFFECT_TEXTS + 1))
+    pairs = tuple(preferences.Preference("a", "b", str(at)) for at in range(work.EFFECT_TEXTS + 1))
     seen: list[Any] = []
     monkeypatch.setattr(stage, "attribute", lambda pair, saes, texts, **named: seen.append(texts))
     monkeypatch.setattr(preferences, "load_preferences", lambda name: preferences.Preferences(name, (), pairs, {}))
     tuned = {"finetune__method": "dpo", "finetune__preferences": "hh", "finetune__flip": 0}
-    pipeline._Work(small(**tuned, attribute__scalar="log_p_difference"), whole).attribute()
-    pipeline._Work(small(**tuned), whole).attribute()
-    assert seen[0] == pairs[: pipeline.EFFECT_TEXTS]
+    work.Work(small(**tuned, attribute__scalar="log_p_difference"), whole).attribute()
+    work.Work(small(**tuned), whole).attribute()
+    assert seen[0] == pairs[: work.EFFECT_TEXTS]
     assert all(isinstance(text, str) for text in seen[1])
 
 
@@ -437,12 +437,10 @@ def test_killed_in_the_middle_of_a_stage_the_same_command_goes_on_after_the_fini
 
 
 def test_a_reward_that_preferences_leave_unused_is_not_made() -> None:
-    from lfp_lens.pipeline import _check_names
-
     unused = {"finetune__flip": 0, "finetune__method": "dpo", "finetune__reward": "classifier:/nowhere@1"}
     with pytest.raises(LensError, match="/nowhere"):
-        _check_names(small(**unused), ("finetune",))
-    _check_names(small(**unused, finetune__preferences="hh"), ("finetune",))
+        check_names(small(**unused), ("finetune",))
+    check_names(small(**unused, finetune__preferences="hh"), ("finetune",))
 
 
 # --- who explains is checked before hours of work ---
@@ -452,6 +450,13 @@ def test_a_reward_that_preferences_leave_unused_is_not_made() -> None:
 def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
+
+
+def test_each_of_two_models_may_have_its_prices_in_a_config(no_key: None) -> None:
+    prices = {"m": [1.0, 2.0], "n": [3, 4]}
+    config = small(explain__labeller="openai:m", explain__judge="openai:n", explain__prices=prices)
+    check_names(config, ("explain",), is_explained=True)
+    assert config.explain.prices == {"m": (1.0, 2.0), "n": (3, 4)}
 
 
 def test_a_chat_model_without_a_key_is_refused_before_anything_runs(

@@ -81,7 +81,7 @@ def parse_value(key: str, text: str) -> Any:
             value = tomllib.loads(f"value = {attempt}")["value"]
         except tomllib.TOMLDecodeError:
             continue
-        return [value] if tuple in types and not isinstance(value, list) and int not in types else value
+        return [value] if tuple in types and not isinstance(value, (list, dict)) and int not in types else value
     return [part.strip() for part in text.split(",")] if tuple in types else text
 
 
@@ -181,6 +181,6 @@ def _types(annotation: Any) -> set[type]:
     origin = get_origin(annotation)
     if origin is Literal:
         return {str}
-    if origin is tuple or isinstance(annotation, type):
+    if origin in (tuple, dict) or isinstance(annotation, type):
         return {origin or annotation}
     return set().union(*(_types(part) for part in get_args(annotation)[: 1 if origin is Annotated else None]))

@@ -37,7 +37,11 @@ Architectures = Annotated[
 _FromZero = Annotated[int | float, Field(ge=0)]
 _AboveZero = Annotated[int | float, Field(gt=0)]
 _Whole = Annotated[int, Field(ge=1)]
-PricesOrNone = Annotated[tuple[_FromZero, _FromZero] | None, Field(title="two numbers of at least 0, or no such key")]
+_Prices = tuple[_FromZero, _FromZero]
+PricesOrNone = Annotated[
+    _Prices | dict[str, _Prices] | None,
+    Field(title="two numbers of at least 0, a table from model to two such numbers, or no such key"),
+]
 NotNegativesOrNone = Annotated[
     _FromZero | Annotated[tuple[_FromZero, ...], Field(min_length=1)] | None,
     Field(title="a number of at least 0, a list of such numbers, or no such key"),

@@ -205,7 +205,7 @@ class ExplainConfig(Strict):
     budget_tokens: CountOrNone = None
     """Most tokens of questions and answers together; not given: no bound."""
     prices: PricesOrNone = None
-    """USD per million tokens of questions and of answers; not given: the package's table."""
+    """USD per million tokens of questions and of answers, or a table of such pairs by model; not given: those of the package."""
     concurrency: Annotated[int, Field(ge=1, le=1000, title="a whole number from 1 to 1000")] = 16
     """Requests that run at once."""
     send: Literal["async", "sync", "batch"] = "async"

@@ -69,6 +69,8 @@ def _ready(field: FieldInfo | None, value: Any) -> Any:
 
 
 def _as_tuples(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _as_tuples(part) for name, part in value.items()}
     return tuple(_as_tuples(part) for part in value) if isinstance(value, (list, tuple)) else value
 
 

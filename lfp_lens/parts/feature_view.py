@@ -1,6 +1,6 @@
 """Features on texts of the user's own, in Jupyter: a text coloured by its strongest features, and a feature at a glance."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -11,6 +11,7 @@ from jaxtyping import Float
 from lfp_lens.core.errors import LensError, unknown
 from lfp_lens.parts.activations import Encoded, batches, encode
 from lfp_lens.parts.harvest import read_batch
+from lfp_lens.parts.logit_lens import promoted
 from lfp_lens.parts.pair import Pair
 from lfp_lens.parts.saes import load_sae
 from lfp_lens.parts.speed import short_text_attention
@@ -22,8 +23,8 @@ from lfp_lens.view.feature_card import Shown, activation_histogram, coloured_fea
 from lfp_lens.view.tokens import token_html
 
 SIDES = ("base", "tuned")
-WINDOW, SHOWN_WINDOWS = 32, 8
-"""Tokens of a window, and windows of a card."""
+WINDOW, SHOWN_WINDOWS, SHOWN_TOKENS = 32, 8, 12
+"""Tokens of a window, and windows and tokens of a card."""
 
 
 class Features:
@@ -138,7 +139,10 @@ class Features:
         of = f"{len(read):,} given texts"
         if self.labels is not None and is_told:
             return card(self.labels, site, index, every, of)
-        return _bare_card(f"Feature {index} at {site}", read, every, of)
+        rows_FD = torch.from_numpy(self._record(site).weights.tensors["W_dec"][[index]])
+        [(promotes, suppresses)] = promoted(self.pair.hf(self.side), self.pair.tokenizer, site, rows_FD)
+        lists = {"fires on": _fires_on(read), "promotes": promotes, "suppresses": suppresses}
+        return _bare_card(f"Feature {index} at {site}", read, lists, activation_histogram(every, of))
 
     def _sites(self) -> tuple[str, ...]:
         return self.saes.sites if self._only is None else tuple(self._only)
@@ -218,21 +222,23 @@ def _strongest(tokens: Sequence[str], values: Float[np.ndarray, " tokens"]) -> s
 
 
 def _bare_card(
-    title: str, read: Sequence[tuple[list[str], np.ndarray]], every: Float[np.ndarray, " tokens"], of: str
+    title: str, read: Sequence[tuple[list[str], np.ndarray]], lists: Mapping[str, Sequence[str]], histogram: str
 ) -> Shown:
-    """Make a card of what the texts show alone."""
-    peak = float(every.max())
+    """Make a card of what the texts and the weights show alone."""
+    peak = max(float(values.max()) for _, values in read)
     windows = sorted(_windows(read), key=lambda one: -float(one[1].max()))[:SHOWN_WINDOWS]
     shown = [
         (f"{values.max():.3g}", token_html(tokens, values, largest=peak, marked=[int(values.argmax())]))
         for tokens, values in windows
         if values.max() > 0
     ]
+    return feature_card(title, "Nobody was asked about it.", {"largest activation": peak}, lists, shown, histogram)
+
+
+def _fires_on(read: Sequence[tuple[list[str], np.ndarray]]) -> list[str]:
+    """Give the tokens it is strongest on, each once."""
     places = [(float(value), token) for tokens, values in read for token, value in zip(tokens, values) if value > 0]
-    strongest = dict.fromkeys(token for _, token in sorted(places, key=lambda one: -one[0]))
-    facts = {"largest activation": peak}
-    said = "Nobody was asked about it."
-    return feature_card(title, said, facts, {"fires on": [*strongest][:12]}, shown, activation_histogram(every, of))
+    return list(dict.fromkeys(token for _, token in sorted(places, key=lambda one: -one[0])))[:SHOWN_TOKENS]
 
 
 def _windows(read: Sequence[tuple[list[str], np.ndarray]]) -> Iterator[tuple[list[str], np.ndarray]]:

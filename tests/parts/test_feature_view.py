@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 from lfp_lens.core.errors import LensError
 from lfp_lens.parts.activations import batches, encode
@@ -130,6 +131,19 @@ def test_a_card_without_labels_is_read_from_texts(pair: Pair, saes: SAESet) -> N
     assert "Nobody was asked" in shown.text
     assert set(coloured(shown.html)) == {" river"}
     assert shown.html.count("decoration:underline") == shown.html.count("<tr>")
+
+
+def test_a_card_without_labels_says_what_the_decoder_row_promotes(pair: Pair, saes: SAESet) -> None:
+    """Against the definition, in full: centred where the final norm centres, scaled by its weight, unembedded."""
+    index = PLANTED.index("river")
+    row_D = torch.from_numpy(saes.one(SITE, side="tuned").weights.tensors["W_dec"][index])
+    with torch.no_grad():
+        norm = pair.tuned_hf.gpt_neox.final_layer_norm
+        logits_V = pair.tuned_hf.get_output_embeddings().weight @ (norm.weight * (row_D - row_D.mean()))
+    ranked = logits_V[: len(pair.tokenizer)].argsort(descending=True).tolist()
+    shown = Features(pair, saes).card(SITE, index, tiny_texts(30)).text
+    for name, ids in (("promotes", ranked[:10]), ("suppresses", ranked[:-11:-1])):
+        assert f"{name}: {' | '.join(pair.tokenizer.decode([token]).strip() for token in ids)}" in shown
 
 
 def test_features_look_at_themselves(pair: Pair, labels: Labels) -> None:

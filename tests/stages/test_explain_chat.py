@@ -11,7 +11,7 @@ from lfp_lens.core.errors import LensError
 from lfp_lens.core.store import Store
 from lfp_lens.parts import harvest
 from lfp_lens.parts.chat import Spending
-from lfp_lens.parts.labellers import ChatLabeller
+from lfp_lens.parts.labellers import ChatLabeller, RecordingLabeller
 from lfp_lens.parts.labellers.opinions import _check_prices
 from lfp_lens.parts.pair import Pair
 from lfp_lens.results.explain import Labels
@@ -153,6 +153,18 @@ def test_hostile_texts_reach_the_model_as_data_and_come_back_as_text(
     assert any("Ignore all" in one for one in found.description)
     assert "<script>" not in found._repr_html_()
     assert np.isfinite(found.detection).any()
+
+
+def test_a_labeller_that_is_recorded_still_says_beforehand_what_it_costs(
+    pair: Pair, saes: SAESet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    with ChatServer(chat_answer).running() as server:
+        spending = Spending(base_url=server.url, prices=(1.0, 2.0))
+        labeller = ChatLabeller("m", tmp_path / "replies", spending=spending)
+        labels_of(pair, saes, labeller=RecordingLabeller(labeller, tmp_path / "kept.jsonl"))
+    told = [line for line in capsys.readouterr().err.splitlines() if "at most" in line]
+    assert len(told) == 1 and told[0].startswith("openai:m: at most") and "USD" in told[0]
 
 
 def test_a_labeller_that_was_used_before_is_billed_for_this_call_alone(

@@ -7,6 +7,7 @@ pass any object that follows the `Labeller` protocol.
 from lfp_lens.parts.labellers.base import (
     LABELLERS,
     SPENDING,
+    Estimating,
     Evidence,
     Labeller,
     Setting,
@@ -23,6 +24,7 @@ __all__ = [
     "LABELLERS",
     "SPENDING",
     "ChatLabeller",
+    "Estimating",
     "Evidence",
     "GraphLabeller",
     "Labeller",

@@ -115,6 +115,16 @@ class Setting:
 SPENDING = ("budget_usd", "budget_tokens", "prices", "concurrency", "send", "base_url")
 """Arguments that decide what may be paid and how it is asked, not what is found."""
 
+
+@runtime_checkable
+class Estimating(Protocol):
+    """A labeller that costs, and says how much before it is asked."""
+
+    def foretell(self, numbers: Mapping[str, int], n_examples: int, task: str) -> None:
+        """Tell what so many questions of each kind are expected to cost; raises `LensError` where that cannot be afforded."""
+        ...
+
+
 LABELLERS: Registry[Callable[[str, Setting], Labeller]] = Registry("labeller")
 """Name -> function of (what follows the colon in the name, setting) giving a labeller."""
 

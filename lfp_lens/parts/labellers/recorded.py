@@ -9,7 +9,7 @@ any question about its feature, so that explanations from elsewhere can be score
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lfp_lens.core.errors import LensError
 from lfp_lens.core.fingerprint import fingerprint
-from lfp_lens.parts.labellers.base import LABELLERS, Evidence, Labeller, Setting, Trial
+from lfp_lens.parts.labellers.base import LABELLERS, Estimating, Evidence, Labeller, Setting, Trial
 from lfp_lens.results.explain import Example, Explanation
 
 
@@ -135,6 +135,11 @@ class RecordingLabeller:
     def bill(self) -> Any:
         """What the labeller was asked and paid, as it says."""
         return getattr(self._labeller, "bill", None)
+
+    def foretell(self, numbers: Mapping[str, int], n_examples: int, task: str) -> None:
+        """Let a labeller that costs say how much."""
+        if isinstance(self._labeller, Estimating):
+            self._labeller.foretell(numbers, n_examples, task)
 
     def explain(self, evidence: Sequence[Evidence], task: str) -> Iterator[Explanation | None]:
         """Ask, and keep the explanations."""

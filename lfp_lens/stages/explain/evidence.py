@@ -8,10 +8,10 @@ import torch
 
 from lfp_lens.parts.labellers import Evidence
 from lfp_lens.parts.labellers.oracle import FeatureOracle, SiteReader
+from lfp_lens.parts.logit_lens import SHOWN, promoted, spelled
 from lfp_lens.parts.pair import Pair
 from lfp_lens.parts.saes import load_sae
 from lfp_lens.stages.explain.firing import Watched
-from lfp_lens.stages.explain.lens import SHOWN, promoted, spelled
 from lfp_lens.stages.explain.windows import Half, Words
 
 BACKGROUND = 2048

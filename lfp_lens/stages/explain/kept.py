@@ -50,7 +50,7 @@ class Best:
             feature, place = (best_FK > self._least_F[many, None]).nonzero(as_tuple=True)
             self._append(many[feature], row_FK[feature, place], keys_NF, items_N, acts_NTF)
             self._least_F[many] = torch.maximum(self._least_F[many], best_FK.amin(1))
-        feature, row = is_better_NF.T.nonzero(as_tuple=True)
+        feature, row = _places(is_better_NF.T)
         self._append(feature, row, keys_NF, items_N, acts_NTF)
 
     def _append(
@@ -98,6 +98,16 @@ class Best:
         """Give (window, activations) of one feature, the largest key first."""
         _, windows_K, acts_KT = self.ranked(feature)
         return list(zip(windows_K.tolist(), acts_KT.cpu().numpy()))
+
+
+def _places(is_FN: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give (feature, row) of what is true, features in ascending order; on a CPU NumPy finds them several times faster."""
+    if is_FN.device.type != "cpu":
+        feature, row = is_FN.nonzero(as_tuple=True)
+        return feature, row
+    at = torch.from_numpy(np.flatnonzero(is_FN.contiguous().numpy()))
+    feature = at // is_FN.shape[1]
+    return feature, at - feature * is_FN.shape[1]
 
 
 class StrongTokens:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lfp_lens.parts.labellers import Evidence, Labeller
+from lfp_lens.parts.labellers import Estimating, Evidence, Labeller
 from lfp_lens.parts.labellers.chat_cost import questions_of
 from lfp_lens.results.explain import Explanation
 from lfp_lens.results.explain_scores import Agreement, Scores
@@ -27,7 +27,7 @@ def label(
     """Ask the labellers everything and give the fields of the result that come from it."""
     n, before = len(seen.alive), bill_of(labeller, judge)
     evidence = build_evidence(plan.pair, plan.side, seen.alive + seen.random, plan.shown, seen.words, n_examples)
-    if hasattr(labeller, "foretell"):
+    if isinstance(labeller, Estimating):
         labeller.foretell(questions_of(n, tuple(scores), len(seen.random), is_repeated=repeat), n_examples, task)
     said = explanations(labeller, evidence, task, bar)
     agreements = []

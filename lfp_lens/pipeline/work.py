@@ -1,38 +1,15 @@
-"""A run: every verb in order, through one store, skipping what is finished, stopping where a gate refuses.
+"""What a run has, and the nine calls of its config: which verb gets which texts, results and options."""
 
-Data runs finetune, diverge, train_sae, contrast, probe, attribute, explain, ablate, report. The train split makes the tuned
-model and the SAEs; the test split is measured. A verb that a gate refuses leaves its reason, and so do the verbs that
-need it; the rest goes on, and the page shows both.
-"""
-
-import dataclasses
-import os
-import warnings
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from lfp_lens.config import VERBS, RunConfig
-from lfp_lens.core.errors import GateError, LensError, unknown
+from lfp_lens.core.errors import GateError
 from lfp_lens.core.store import Store
 
-NEEDS = {
-    "finetune": (),
-    "diverge": ("finetune",),
-    "train_sae": ("diverge",),
-    "contrast": (),
-    "probe": ("train_sae", "contrast"),
-    "attribute": ("train_sae",),
-    "explain": ("train_sae",),
-    "ablate": ("explain",),
-    "report": (),
-}
-"""Verb -> the verbs whose results it takes."""
 EFFECT_TEXTS, EXPLAIN_TEXTS = 256, 512
 """Held-out texts for `attribute` and `explain`, whose cost grows with features times texts."""
-CONFIG_FILE, SUMMARY_FILE = "config.toml", "summary.txt"
 
 
 @dataclass
@@ -58,141 +35,7 @@ class Run:
         return f"{summary(self.name, self.results, self.refusals)}\n{cost}"
 
 
-def run(
-    config: RunConfig, *, store: str | os.PathLike[str] = "runs", until: str | None = None, quiet: bool = False
-) -> Run:
-    """Run every verb, or those that `until` needs and `until` itself; finished ones are read from the store.
-
-    Args:
-        config: from `load_config("tiny")`, a TOML file, or made in Python.
-        store: folder of all runs; this one goes to `store/config.name`.
-        until: the last verb wanted; None runs all nine.
-        quiet: draw no progress bars.
-
-    Raises:
-        LensError: for whatever is wrong with the config's models and data. Refusals of gates are in `Run.refusals`.
-
-    >>> run(load_config("tiny")).results["probe"].wrong()  # doctest: +SKIP
-    """
-    from lfp_lens.parts.speed import without_bars
-
-    if until is not None and until not in VERBS:
-        raise unknown("verb", until, VERBS)
-    folder = Path(store) / config.name
-    _check_names(config, _wanted(until), is_explained=_is_kept(folder, config, "explain"))
-    home = _home(folder, config)
-    done = Run(config.name, home)
-    work = _Work(config, done)
-    with warnings.catch_warnings(), without_bars() if quiet else nullcontext():
-        # TransformerLens announces its own future on every construction; users can do nothing about it.
-        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"transformer_lens|sae_lens")
-        for verb in _wanted(until):
-            _step(verb, done, getattr(work, verb))
-    if "report" in done.results:
-        home.write_text(SUMMARY_FILE, done.summary() + "\n")
-    return done
-
-
-def open_run(path: str | os.PathLike[str]) -> Run:
-    """Open a stored run with every finished result; nothing is computed. Raises `LensError` if there is none."""
-    import lfp_lens.results  # noqa: F401  (a record can only be read once its class is known)
-
-    folder = Path(path)
-    if not folder.is_dir():
-        raise LensError(f"There is no run at {folder}: expected the folder of a run, such as runs/tiny.")
-    store = Store(folder)
-    results = {verb: store.read(verb) for verb in VERBS if store.has(verb)}
-    if not results and not (folder / CONFIG_FILE).is_file():
-        raise LensError(f"{folder} is no run: it holds neither {CONFIG_FILE} nor a finished result.")
-    refusals: dict[str, str] = {}
-    if "report" in results:
-        from lfp_lens.stages.report import PAGE_FILE
-
-        # The run may have been moved since.
-        results["report"] = dataclasses.replace(results["report"], path=store.root / PAGE_FILE)
-        refusals = dict(results["report"].refusals)
-    return Run(folder.name, store, results, refusals)
-
-
-def _check_names(config: RunConfig, wanted: tuple[str, ...], *, is_explained: bool = False) -> None:
-    """Refuse what a late verb would refuse, an unknown reward, lexicon or site, a labeller or judge that cannot do, or a chat
-    model without a key, before hours of work. Labels that are finished need no key.
-    """
-    from lfp_lens.parts.labellers import SPENDING, Setting
-    from lfp_lens.parts.labellers.opinions import check_keys, make_labellers
-    from lfp_lens.parts.lexicons import load_lexicon
-    from lfp_lens.parts.rewards import make_reward
-    from lfp_lens.parts.sites import layer_of
-
-    if "finetune" in wanted and config.tuned is None and config.finetune.preferences is None:
-        make_reward(config.finetune.reward)
-    if "ablate" in wanted and config.ablate.reward is not None:
-        make_reward(config.ablate.reward)
-    stated = load_lexicon(config.lexicon)
-    if "explain" in wanted:
-        spending = {name: getattr(config.explain, name) for name in SPENDING}
-        setting, asked = Setting(stated, config.explain.task, Path("replies"), spending), config.explain
-        made = make_labellers(asked.labeller, asked.judge, setting, repeat=asked.repeat)
-        if not is_explained:
-            check_keys(*made)
-    for site in config.sites if isinstance(config.sites, tuple) else ():
-        layer_of(site)
-
-
-def _is_kept(folder: Path, config: RunConfig, verb: str) -> bool:
-    """Tell whether a verb of this very config is finished in the folder of a run."""
-    written = folder.expanduser() / CONFIG_FILE
-    return (
-        written.is_file()
-        and written.read_text(encoding="utf-8") == config.to_toml()
-        and (written.parent / verb).is_dir()
-    )
-
-
-def _home(folder: Path, config: RunConfig) -> Store:
-    """Open the run's folder. Under another config the links of the old one go: what is linked belongs to one config."""
-    home, text = Store(folder), config.to_toml()
-    written = home.root / CONFIG_FILE
-    if written.is_file() and written.read_text(encoding="utf-8") != text:
-        for verb in home.verbs():
-            home.forget(verb)
-    home.write_text(CONFIG_FILE, text)
-    return home
-
-
-def _wanted(until: str | None) -> tuple[str, ...]:
-    """Give the verbs to run, in order."""
-    if until is None or until == "report":
-        return VERBS
-    wanted, open_ = set(), [until]
-    while open_:
-        verb = open_.pop()
-        wanted.add(verb)
-        open_ += NEEDS[verb]
-    return tuple(verb for verb in VERBS if verb in wanted)
-
-
-def _step(verb: str, done: Run, make: Callable[[], Any]) -> None:
-    """Run one verb unless something it needs was refused; keep a refusal's reason."""
-    if verb in done.refusals:
-        done.store.forget(verb)
-        return
-    missing = next((need for need in NEEDS[verb] if need in done.refusals), None)
-    if missing is not None:
-        done.store.forget(verb)
-        done.refusals[verb] = f"it needs {missing}, which was refused: {done.refusals[missing]}"
-        return
-    try:
-        result = make()
-    except GateError as refusal:
-        done.store.forget(verb)
-        done.refusals[verb] = str(refusal)
-        return
-    if result is not None:
-        done.results[verb] = result
-
-
-class _Work:
+class Work:
     """The nine calls of one config. Models and texts are loaded when first needed, once."""
 
     def __init__(self, config: RunConfig, done: Run) -> None:
@@ -201,6 +44,7 @@ class _Work:
         self._pair: Any = None
 
     def finetune(self) -> Any:
+        """Tune the base, unless a tuned model is given; one that did not learn stops what needs it."""
         from lfp_lens.stages.finetune import finetune
 
         if self.config.tuned is not None:
@@ -217,11 +61,13 @@ class _Work:
         return result
 
     def diverge(self) -> Any:
+        """Compare the two models on held-out texts."""
         from lfp_lens.stages.diverge import diverge
 
         return diverge(self.pair(), self.texts("test"), **self.section("diverge"), **self.top("seed"), store=self.store)
 
     def train_sae(self) -> Any:
+        """Train at the sites named, or at those that diverge most."""
         from lfp_lens.stages.train_sae import train_sae
 
         sites = self.config.sites
@@ -230,6 +76,7 @@ class _Work:
         return train_sae(self.pair(), chosen, self.texts("train"), **options, store=self.store)
 
     def contrast(self) -> Any:
+        """Make triples of words, or of preferences where a rewriter is named."""
         from lfp_lens.stages.contrast import contrast
 
         options = self.section("contrast") | self.top("lexicon", "seed")
@@ -244,6 +91,7 @@ class _Work:
         return contrast(load_preferences(source), **options, store=self.store)
 
     def probe(self) -> Any:
+        """Measure the feedback that was learned."""
         from lfp_lens.stages.probe import PREFERENCE_ARGUMENTS, probe
 
         options = self.section("probe") | self.top("lexicon", "gate", "seed")
@@ -253,6 +101,7 @@ class _Work:
         return probe(*given, **{name: options[name] for name in PREFERENCE_ARGUMENTS}, store=self.store)
 
     def attribute(self) -> Any:
+        """Screen features for their effect."""
         from lfp_lens.stages.attribute import attribute
 
         options = self.section("attribute") | self.top("lexicon", "gate", "seed")
@@ -266,6 +115,7 @@ class _Work:
         return attribute(self.pair(), self.done.results["train_sae"], texts, **options, store=self.store)
 
     def explain(self) -> Any:
+        """Label features; those with the largest effects where the config asks for these."""
         from lfp_lens.stages.explain import explain
 
         options = self.section("explain") | self.top("lexicon", "gate", "seed")
@@ -276,6 +126,7 @@ class _Work:
         )
 
     def ablate(self) -> Any:
+        """Zero-ablate the features labelled as relevant."""
         from lfp_lens.parts.generation import prompt_texts
         from lfp_lens.results.probe import Learned
         from lfp_lens.stages.ablate import ablate
@@ -297,6 +148,7 @@ class _Work:
         return ablate(self.pair(), relevant, prompts=prompts, **options, store=self.store)
 
     def report(self) -> Any:
+        """Write the page, of the run as it stands."""
         from lfp_lens.stages.report import report
 
         # The page shows the run as it stands, so it is written every time and its record replaced.
