@@ -148,7 +148,7 @@ def test_the_level_is_that_of_the_strongest_percent_of_the_shown_tokens(seen: An
     ranked = -np.sort(-whole[0], axis=0)
     np.testing.assert_allclose(own.level_F.numpy(), np.maximum(0.999 * ranked[n - 1], 1e-6), rtol=1e-4)
     for feature in range(24):
-        places, values = own.strong.of(feature)
+        places, values = own.strongest.of(feature)
         np.testing.assert_allclose(values, whole[0][places, feature], rtol=1e-4)
         np.testing.assert_allclose(values, ranked[:n, feature][ranked[:n, feature] > 0], rtol=1e-4)
 
@@ -394,7 +394,7 @@ def test_the_strongest_tokens_are_exact_however_the_texts_are_cut(share: float) 
     for part, places in blocks(values_NF, generator):
         kept.add(part, places)
     for feature in range(6):
-        places, values = kept.of(feature)
+        places, values = kept.ranked().of(feature)
         ranked = values_NF[:, feature].topk(7).values
         np.testing.assert_array_equal(values, ranked[ranked > 0])
         np.testing.assert_array_equal(values_NF[places, feature], values)
@@ -426,5 +426,5 @@ def test_a_dictionary_whose_features_are_known_keeps_their_words(pair: Pair) -> 
     assert [pair.tokenizer.decode([int(token)]) for token in own.tokens[0]] == [" river"]
     assert len(own.tokens[1]) == 0 and held is not None
     words = shown.words()
-    total = words.total(*own.strong.of(0))
+    total = words.total(*own.strongest.of(0))
     assert [words.vocabulary[at] for at in np.flatnonzero(total)] == ["river"] and words.count.sum() == len(shown.ids)

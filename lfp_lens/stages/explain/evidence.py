@@ -68,7 +68,7 @@ def _evidence(
 ) -> Evidence:  # fmt: skip
     own, row, maximum = one.own, one.row, one.maximum
     firing, silent = pick(own, row, n_examples, part)
-    places, values = own.strong.of(row)
+    places, values = own.strongest.of(row)
     return Evidence(
         feature=one.name,
         examples=tuple(shown.example(window, acts / maximum, kind) for kind, window, acts in firing),

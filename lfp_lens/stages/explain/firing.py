@@ -106,8 +106,9 @@ class Watched:
     def settle(self, half: Half) -> None:
         """Fix levels and top tokens once the shown half is read, and make room for silent and for held-out windows."""
         n, sizes = len(self.features), self.sizes
-        self.level_F = self.strong.level()
-        self.tokens = [_most(half.ids[places], values) for places, values in map(self.strong.of, range(n))]
+        self.strongest = self.strong.ranked()
+        self.level_F = torch.from_numpy(self.strongest.level()).to(self.device)
+        self.tokens = [_most(half.ids[places], values) for places, values in map(self.strongest.of, range(n))]
         self._hold = Holds([ids[:TOP_TOKENS] for ids in self.tokens], self.device)
         self.silent, self.hard = Best(n, sizes.silent, self.device), Best(n, sizes.silent, self.device)
         self.fires = Best(n, 2 * sizes.trial, self.device)

@@ -5,6 +5,8 @@ keeps the strongest windows and a uniform sample. `StrongTokens` holds the token
 windows hold them.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
@@ -41,14 +43,13 @@ class Best:
         """Take windows or tokens, named by `items_N`, with what the features do there."""
         if not self.k:
             return
-        self._cut(self._filled_F > EARLY * self.k)
+        self._cut(self._filled_F > (2.0 if self._acts_FCT.shape[2] else EARLY) * self.k)
         is_better_NF = keys_NF > self._least_F
         many = (is_better_NF.sum(0, dtype=torch.int32) > self.k).nonzero()[:, 0]
         if len(many):
             is_better_NF[:, many] = False
             best_FK, row_FK = keys_NF[:, many].T.topk(self.k, dim=1, sorted=False)
-            feature, place = (best_FK > self._least_F[many, None]).nonzero(as_tuple=True)
-            self._append(many[feature], row_FK[feature, place], keys_NF, items_N, acts_NTF)
+            self._append(many.repeat_interleave(self.k), row_FK.flatten(), keys_NF, items_N, acts_NTF)
             self._least_F[many] = torch.maximum(self._least_F[many], best_FK.amin(1))
         feature, row = _places(is_better_NF.T)
         self._append(feature, row, keys_NF, items_N, acts_NTF)
@@ -84,20 +85,16 @@ class Best:
             kept[features] for kept in (self._keys_FC, self._items_FC, self._acts_FCT, self._filled_F, self._least_F)
         )
 
-    def ranked(self, feature: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Give (keys, windows or tokens, activations) of one feature, the largest key first."""
-        keys_K, order = self._keys_FC[feature].topk(self.k)
-        n = int((keys_K > 0).sum())
-        return keys_K[:n], self._items_FC[feature, order[:n]], self._acts_FCT[feature, order[:n]]
-
-    def least(self) -> torch.Tensor:
-        """Give each feature's `k`-th largest key, 0 where there are fewer."""
-        return self._keys_FC.topk(self.k, dim=1).values[:, -1]
-
     def of(self, feature: int) -> list[tuple[int, np.ndarray]]:
         """Give (window, activations) of one feature, the largest key first."""
-        _, windows_K, acts_KT = self.ranked(feature)
-        return list(zip(windows_K.tolist(), acts_KT.cpu().numpy()))
+        keys_K, order = self._keys_FC[feature].topk(self.k)
+        order = order[keys_K > 0]
+        return list(zip(self._items_FC[feature, order].tolist(), self._acts_FCT[feature, order].cpu().numpy()))
+
+    def ranked(self) -> tuple[np.ndarray, np.ndarray]:
+        """Give (keys, windows or tokens) of all features, `[features, k]`, the largest key first; a key of 0 is none."""
+        keys_FK, at_FK = self._keys_FC.topk(self.k, dim=1)
+        return keys_FK.cpu().numpy(), self._items_FC.gather(1, at_FK).cpu().numpy()
 
 
 def _places(is_FN: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -110,8 +107,31 @@ def _places(is_FN: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return feature, at - feature * is_FN.shape[1]
 
 
+@dataclass(frozen=True, eq=False)
+class Strongest:
+    """The tokens each feature fires on most."""
+
+    values_FK: np.ndarray
+    """Activations, the strongest first; 0 where a feature fires on fewer tokens."""
+    places_FK: np.ndarray
+    """Which tokens."""
+
+    def level(self) -> np.ndarray:
+        """Give the activation from which each feature fires strongly; any at all, for one that fires on fewer tokens.
+
+        Dictionaries of small models are dense: their features are active at some level nearly everywhere, and only the
+        strongest activations tell what one of them is about.
+        """
+        return (TIE * self.values_FK[:, -1]).clip(min=LEAST)
+
+    def of(self, feature: int) -> tuple[np.ndarray, np.ndarray]:
+        """Give (places, values) of one feature's tokens, the strongest first."""
+        n = np.count_nonzero(self.values_FK[feature])
+        return self.places_FK[feature, :n], self.values_FK[feature, :n]
+
+
 class StrongTokens:
-    """The `n` tokens each feature fires on most, kept exactly."""
+    """The `n` tokens each feature fires on most, kept exactly while the texts stream by."""
 
     def __init__(self, n_features: int, n: int, device: torch.device) -> None:
         self._best = Best(n_features, n, device, width=0, dtype=torch.float32)
@@ -124,18 +144,9 @@ class StrongTokens:
         """Leave only these features."""
         self._best.keep(features)
 
-    def level(self) -> torch.Tensor:
-        """Give the activation from which each feature fires strongly; any at all, for one that fires on fewer tokens.
-
-        Dictionaries of small models are dense: their features are active at some level nearly everywhere, and only the
-        strongest activations tell what one of them is about.
-        """
-        return (TIE * self._best.least()).clamp(min=LEAST)
-
-    def of(self, feature: int) -> tuple[np.ndarray, np.ndarray]:
-        """Give (places, values) of one feature's tokens, the strongest first."""
-        values, places, _ = self._best.ranked(feature)
-        return places.cpu().numpy(), values.cpu().numpy()
+    def ranked(self) -> Strongest:
+        """Give them, ranked."""
+        return Strongest(*self._best.ranked())
 
 
 def n_strong(n_tokens: int) -> int:
