@@ -21,8 +21,9 @@ from lfp_lens.core.errors import LensError
 from lfp_lens.core.fingerprint import fingerprint
 from lfp_lens.core.store import Store
 from lfp_lens.parts import world
-from lfp_lens.pipeline import Run, open_run, run, runs, work
+from lfp_lens.pipeline import Run, open_run, run
 from lfp_lens.pipeline.checks import check_names
+from lfp_lens.pipeline.work import EFFECT_TEXTS, Work
 
 SMALL: dict[str, Any] = {
     "n_texts": 200, "n_heldout": 260, "sites": 1, "gate": "warn",
@@ -277,8 +278,8 @@ def test_a_refused_verb_passes_its_reason_on_to_what_needs_it(
 
     monkeypatch.setattr(train_sae, "MIN_EXPLAINED_VARIANCE", 2.0)
     work = small(gate="refuse")
-    monkeypatch.setattr(work.Work, "finetune", lambda self: self.done.store.read("finetune"))
-    monkeypatch.setattr(runs, "_home", lambda folder, config: Store(folder))
+    monkeypatch.setattr(Work, "finetune", lambda self: self.done.store.read("finetune"))
+    monkeypatch.setattr("lfp_lens.pipeline.runs._home", lambda folder, config: Store(folder))
     refused = run(work, store=copied, quiet=True)
     assert set(refused.refusals) == {"probe", "attribute", "explain", "ablate"}
     for verb in ("probe", "attribute", "explain"):
@@ -350,7 +351,7 @@ def test_a_lexicon_files_reward_reaches_the_ablation(whole: Run, tmp_path: Path,
         (small(), "vader"),
         (small(ablate__reward=str(path)), str(path)),
     ):
-        work.Work(config, whole).ablate()
+        Work(config, whole).ablate()
         assert seen[-1] == expected
 
 
@@ -360,14 +361,14 @@ def test_the_pairs_that_tuned_the_model_reach_attribute_where_its_scalar_compare
     from lfp_lens.parts import preferences
     from lfp_lens.stages import attribute as stage
 
-    pairs = tuple(preferences.Preference("a", "b", str(at)) for at in range(work.EFFECT_TEXTS + 1))
+    pairs = tuple(preferences.Preference("a", "b", str(at)) for at in range(EFFECT_TEXTS + 1))
     seen: list[Any] = []
     monkeypatch.setattr(stage, "attribute", lambda pair, saes, texts, **named: seen.append(texts))
     monkeypatch.setattr(preferences, "load_preferences", lambda name: preferences.Preferences(name, (), pairs, {}))
     tuned = {"finetune__method": "dpo", "finetune__preferences": "hh", "finetune__flip": 0}
-    work.Work(small(**tuned, attribute__scalar="log_p_difference"), whole).attribute()
-    work.Work(small(**tuned), whole).attribute()
-    assert seen[0] == pairs[: work.EFFECT_TEXTS]
+    Work(small(**tuned, attribute__scalar="log_p_difference"), whole).attribute()
+    Work(small(**tuned), whole).attribute()
+    assert seen[0] == pairs[:EFFECT_TEXTS]
     assert all(isinstance(text, str) for text in seen[1])
 
 
