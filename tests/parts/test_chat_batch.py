@@ -20,6 +20,14 @@ def kill(*given: Any) -> None:
     raise Killed
 
 
+def killed_while_waiting(folder: Path, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask n questions and be killed at the first wait for the batch."""
+    with monkeypatch.context() as patch:
+        patch.setattr(batches.time, "sleep", kill)
+        with pytest.raises(Killed):
+            list(chat(folder, send="batch").ask_all(asked(n)))
+
+
 def steps(folder: Path) -> list[str]:
     return [line["stage"] for line in lines(folder) if line["kind"] == "batch"]
 
@@ -39,10 +47,7 @@ def test_a_batch_that_was_killed_while_waiting_is_collected_and_not_submitted_ag
 ) -> None:
     server = serve(named)
     server.batches.polls = 3
-    with monkeypatch.context() as patch:
-        patch.setattr(batches.time, "sleep", kill)
-        with pytest.raises(Killed):
-            list(chat(tmp_path, send="batch").ask_all(asked(3)))
+    killed_while_waiting(tmp_path, 3, monkeypatch)
     assert steps(tmp_path)[-1] == "created"
     again = chat(tmp_path, send="batch")
     assert labels(again.ask_all(asked(4))) == ["0", "1", "2", "3"]
@@ -117,10 +122,7 @@ def test_a_batch_that_the_server_forgot_counts_as_possibly_paid(
     serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = serve(named)
-    with monkeypatch.context() as patch:
-        patch.setattr(batches.time, "sleep", kill)
-        with pytest.raises(Killed):
-            list(chat(tmp_path, send="batch").ask_all(asked(2)))
+    killed_while_waiting(tmp_path, 2, monkeypatch)
     server.batches.created.clear()
     again = chat(tmp_path, send="batch")
     assert labels(again.ask_all(asked(2))) == ["0", "1"]
@@ -131,10 +133,7 @@ def test_an_open_batch_of_another_model_is_left_alone(
     serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = serve(named)
-    with monkeypatch.context() as patch:
-        patch.setattr(batches.time, "sleep", kill)
-        with pytest.raises(Killed):
-            list(chat(tmp_path, send="batch").ask_all(asked(2)))
+    killed_while_waiting(tmp_path, 2, monkeypatch)
     other = chat(tmp_path, send="batch")
     other.desk.model = "other"
     assert labels(other.ask_all(asked(2))) == ["0", "1"]
