@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Int
 
-from lfp_lens.core.errors import GateError, LensError, unknown
+from lfp_lens.core.errors import LensError
 from lfp_lens.core.records import record
 from lfp_lens.core.stats import (
     Estimate,
@@ -18,7 +18,7 @@ from lfp_lens.core.stats import (
     discoveries,
     rank_agreement,
 )
-from lfp_lens.core.stats.wrong import KINDS, p_of_strength, p_of_wrong_sign
+from lfp_lens.core.stats.wrong import p_of_wrong_sign
 from lfp_lens.core.store import Store
 from lfp_lens.results import dashboard
 from lfp_lens.results.grid import GridCell, grid_frame, verdict
@@ -26,6 +26,7 @@ from lfp_lens.results.paper_tables import paper_table
 from lfp_lens.results.sweep import OutsideWords, Sweep
 from lfp_lens.results.tunings import Tunings
 from lfp_lens.results.word_errors import AgainstPermuted, error_frame, frequency_error, mean_error
+from lfp_lens.results.word_questions import agreement_by, check_tested, shared_words, wrong_words
 from lfp_lens.view import page, plots, word_plots
 
 if TYPE_CHECKING:
@@ -153,29 +154,11 @@ class Learned:
             GateError: for a signal that carries the stated sign by construction, fewer than 3 words shared with a lexicon, or
                 too few words of a polarity to say what strength is usual.
         """
-        self._require_test()
-        if kind not in KINDS:
-            raise unknown("kind of wrong words", kind, KINDS)
-        if not isinstance(against, Mapping) and against != "stated":
-            raise LensError(
-                f"against is 'stated' or a mapping of words to values (lfp_lens.parts.lexicons.load_lexicon reads one from a "
-                f"name or a file); {against!r} given."
-            )
-        rows, rated = np.arange(len(self.words)), self.stated
-        if not isinstance(against, str):
-            rows, rated = self._shared(against, signed=True)
-        p_value = p_of_wrong_sign(self.z[rows], rated, self.neutral_z)
-        flipped = discoveries(p_value, fdr)
-        name, found = "p_wrong", flipped
-        if kind != "flipped":
-            name, p_value = "p_value", p_of_strength(self.z[rows], rated, kind)
-            found = discoveries(p_value, fdr) & ~flipped
-        frame = self.to_frame().drop(columns="p_wrong").iloc[rows].assign(stated=rated)
-        return frame.assign(**{name: p_value})[found].sort_values(name, ignore_index=True)
+        return wrong_words(self, fdr=fdr, kind=kind, against=against)
 
     def unlearned(self) -> "pd.DataFrame":
         """List the words whose value lies inside the central 80 % of neutral words: no sign of feedback."""
-        self._require_test()
+        check_tested(self)
         low, high = np.quantile(self.neutral_z, (0.1, 0.9))
         return self.to_frame()[(self.z > low) & (self.z < high)].reset_index(drop=True)
 
@@ -190,61 +173,17 @@ class Learned:
         Raises:
             LensError: for another name, or `exposure` of a reward model.
         """
-        import pandas as pd
-
-        if name not in ("tokens", "exposure", "log_frequency"):
-            raise unknown("column to divide by", name, ("tokens", "exposure", "log_frequency"))
-        values = np.asarray(getattr(self, name), float)
-        if not np.isfinite(values).all():
-            raise GateError(f"{self.signal} was measured without {name}: words cannot be told apart by it.")
-        edges = [1.5, 2.5] if name == "tokens" else np.quantile(values, np.arange(1, bins) / bins)
-        part = np.searchsorted(edges, values, side="left")
-        rows = []
-        for at in np.unique(part):
-            here = part == at
-            found = self._tau(here, seed)
-            told = {"tau": np.nan, "low": np.nan, "high": np.nan, "p_value": np.nan} if found is None else {
-                "tau": found.tau, "low": found.low, "high": found.high, "p_value": found.p_value
-            }  # fmt: skip
-            rows.append({"from": values[here].min(), "to": values[here].max(), "n": int(here.sum())} | told)
-        return pd.DataFrame(rows)
-
-    def _tau(self, rows: np.ndarray, seed: int) -> RankAgreement | None:
-        """Give tau-b over some words; None where they are too few or all rated alike."""
-        lemma = np.array(self.lemma)[rows]
-        if len(np.unique(lemma)) < 3 or not np.ptp(self.stated[rows]) or not np.ptp(self.measured[rows]):
-            return None
-        return rank_agreement(self.measured[rows], self.stated[rows], lemma, seed=seed)
+        return agreement_by(self, name, bins=bins, seed=seed)
 
     def agreement(self, lexicon: Mapping[str, float], *, seed: int = 0) -> RankAgreement:
         """Give tau-b of `measured` with any other lexicon, over the words it shares with this result."""
-        rows, given = self._shared(lexicon)
+        rows, given = shared_words(self, lexicon)
         return rank_agreement(self.measured[rows], given, np.array(self.lemma)[rows], seed=seed)
 
     def sign_accuracy(self, lexicon: Mapping[str, float], *, seed: int = 0) -> Estimate:
         """Give the balanced sign accuracy against any other lexicon."""
-        rows, given = self._shared(lexicon)
+        rows, given = shared_words(self, lexicon)
         return balanced_sign_accuracy(self.measured[rows], given, np.array(self.lemma)[rows], seed=seed)
-
-    def _require_test(self) -> None:
-        if not self.is_tested:
-            raise GateError(
-                f"{self.signal} takes its sign from the stated lexicon, so it cannot say which words were learned wrongly: "
-                "probe with signal='implicit_reward'."
-            )
-
-    def _shared(
-        self, lexicon: Mapping[str, float], *, signed: bool = False
-    ) -> tuple[Int[np.ndarray, " rows"], Float[np.ndarray, " rows"]]:
-        """Give the rows that a lexicon rates (other than 0, if `signed`), with its values."""
-        values = {word.lower(): float(value) for word, value in lexicon.items()}
-        odd = [word for word, value in values.items() if not np.isfinite(value)]
-        if odd:
-            raise LensError(f"The values of a lexicon are finite numbers; that of {odd[0]!r} is {values[odd[0]]}.")
-        rows = [row for row, word in enumerate(self.words) if word in values and (values[word] or not signed)]
-        if len(rows) < 3:
-            raise GateError(f"The lexicon shares {len(rows)} words with the {len(self.words)} measured; 3 are needed.")
-        return np.array(rows), np.array([values[self.words[row]] for row in rows])
 
     def to_frame(self) -> "pd.DataFrame":
         """Give one row per word."""
