@@ -39,8 +39,8 @@ _AboveZero = Annotated[int | float, Field(gt=0)]
 _Whole = Annotated[int, Field(ge=1)]
 _Prices = tuple[_FromZero, _FromZero]
 PricesOrNone = Annotated[
-    _Prices | dict[str, _Prices] | None,
-    Field(title="two numbers of at least 0, a table from model to two such numbers, or no such key"),
+    _Prices | Annotated[dict[Annotated[str, Field(min_length=1)], _Prices], Field(min_length=1)] | None,
+    Field(title='two numbers of at least 0, a table of "model" = two such numbers (names in quotes), or no such key'),
 ]
 NotNegativesOrNone = Annotated[
     _FromZero | Annotated[tuple[_FromZero, ...], Field(min_length=1)] | None,

@@ -1,7 +1,6 @@
 """What a paid labeller will be asked, and what that costs at the prices that the user or the package's dated table names."""
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -93,7 +92,7 @@ def _charged(config: "RunConfig", model: str, at: Prices | None) -> tuple[Prices
         return at, "as you named them"
     given = config.explain
     known = Spending(prices=given.prices, send=given.send, base_url=given.base_url).prices_of(model)
-    if given.prices is not None and (not isinstance(given.prices, Mapping) or model in given.prices):
+    if given.prices is not None:
         return known, "as the config names them"
     table = price_table()
     return known, f"listed {table['date']}; check {table['check']} before you rely on them"

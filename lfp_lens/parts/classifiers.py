@@ -11,6 +11,7 @@ from lfp_lens.parts.checkpoints import check_base, check_values, load_causal_lm,
 from lfp_lens.parts.heads import with_head
 from lfp_lens.parts.merging import adapter_of, merge
 from lfp_lens.parts.sources import model_path
+from lfp_lens.parts.speed import keep_freed_memory
 
 CLASSIFIER = "ForSequenceClassification"
 
@@ -20,6 +21,7 @@ def load_scalar_classifier(source: Any, name: str, *, base: Any, device: str, dt
 
     `name` is what messages call it; `base` is for an adapter in a folder, None for the one that it names.
     """
+    keep_freed_memory()
     model = _from_disk(name, base, device, dtype) if isinstance(source, (str, Path)) else _in_memory(source, name)
     head = getattr(model, "score", None)
     if head is not None:

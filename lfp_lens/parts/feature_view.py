@@ -114,7 +114,7 @@ class Features:
         return coloured_features(title, rows, lines)
 
     def card(self, site: str, index: int, texts: Sequence[str] | None = None, *, max_tokens: int = 64) -> Shown:
-        """Show one feature: what labels say of it, or, without labels, where it fires in texts.
+        """Show one feature: what labels say of it, or, without labels, where it fires in texts and what its decoder row promotes.
 
         Args:
             site: where it is.

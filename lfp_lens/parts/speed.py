@@ -20,18 +20,19 @@ KEPT_BYTES, LARGEST_KEPT_BYTES = 2**30, 2**25
 
 @cache
 def keep_freed_memory() -> bool:
-    """Let this process keep up to 1 GiB that it has freed, and give whether it does; once, for as long as it runs.
+    """Let this process keep up to 1 GiB of freed memory at the end of a heap, and give whether it does; for as long as it runs.
 
-    A forward pass frees and takes the same few dozen MB again for every batch. By default glibc gives them back to the system
-    and the system clears each page anew: up to a third of the CPU time of a pass over a small model. Nothing is changed where
-    the user has set these thresholds, nor where the C library is another.
+    A forward pass on a CPU frees and takes the same few dozen MB again for every batch. By default glibc gives them back to the
+    system and the system clears each page anew: up to a fifth of the CPU time of a pass over a small model. Nothing is changed
+    where the user has set these thresholds, nor where the C library is another.
     """
     if any(name in os.environ for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is None:
         return False
-    return bool(mallopt(TRIM_THRESHOLD, KEPT_BYTES) and mallopt(MMAP_THRESHOLD, LARGEST_KEPT_BYTES))
+    # The first is refused where glibc allows less (32 bit): then nothing is changed.
+    return bool(mallopt(MMAP_THRESHOLD, LARGEST_KEPT_BYTES) and mallopt(TRIM_THRESHOLD, KEPT_BYTES))
 
 
 @contextmanager

@@ -61,8 +61,8 @@ def test_named_prices_go_before_the_configs_and_those_before_the_table() -> None
     assert (own.cost.prices, own.source) == (Prices(1.0, 2.0), "as the config names them")
     (own,) = asked({"explain.prices": {"gpt-4o": [1.0, 2.0]}})
     assert (own.cost.prices, own.source) == (Prices(1.0, 2.0), "as the config names them")
-    (other,) = asked({"explain.prices": {"another": [1.0, 2.0]}})
-    assert (other.cost.prices, other.source) == (listed.cost.prices, listed.source)
+    with pytest.raises(LensError, match="prices names 'another', not 'gpt-4o'"):
+        asked({"explain.prices": {"another": [1.0, 2.0]}})
     (named,) = asked({"explain.prices": [1.0, 2.0]}, Prices(7.0, 8.0))
     assert (named.cost.prices, named.source) == (Prices(7.0, 8.0), "as you named them")
     (unknown,) = asked({"explain.labeller": "openai:somebodys"})

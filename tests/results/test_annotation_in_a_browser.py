@@ -56,7 +56,7 @@ def test_what_the_page_saves_is_what_was_clicked(tmp_path: Path) -> None:
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     options += ["--virtual-time-budget=5000", "--dump-dom", driven.as_uri()]
     seen = subprocess.run([str(BROWSER), *options], capture_output=True, text=True, timeout=120, check=True).stdout
-    assert "<title>Which explanation fits?</title>" in seen, "no alert of a hostile text has run"
+    assert "<title>nothing of a model ran</title>" in seen
     found = re.search(r'<pre id="saved">(.*?)</pre>', seen, re.DOTALL)
     assert found is not None, seen[-2000:]
     saved = json.loads(html.unescape(found[1]))

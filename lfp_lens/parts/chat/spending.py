@@ -53,8 +53,8 @@ class Spending:
     budget_tokens: int | None = None
     """Most tokens, of questions and answers together, likewise."""
     prices: tuple[float, float] | Mapping[str, tuple[float, float]] | None = None
-    """USD per million tokens of questions and of answers, of every model or by name (`{"gpt-4o": (2.5, 10.0)}`); None, and a
-    name that is not there, for the table of the package."""
+    """USD per million tokens of questions and of answers, of every model or by name (`{"gpt-4o": (2.5, 10.0)}`), which must
+    then name every model that is asked; None for the table of the package."""
     concurrency: int = 16
     """Requests that run at once with `async`; no more than so many are repeated after a kill."""
     send: str = "async"
@@ -104,8 +104,13 @@ class Spending:
         """Give what a model charges here, None where that is not known.
 
         Raises:
-            LensError: for `prices` that are none, or where `budget_usd` is set and no price is known.
+            LensError: for `prices` that are none or leave out this model, or where `budget_usd` is set and no price is known.
         """
+        if isinstance(self.prices, Mapping) and model not in self.prices:
+            raise LensError(
+                f"prices names {', '.join(map(repr, self.prices)) or 'no model'}, not {model!r}. Name what it charges, too, "
+                "or leave prices out for the package's table."
+            )
         named = self.prices.get(model) if isinstance(self.prices, Mapping) else self.prices
         if named is not None:
             if not _are_prices(named):

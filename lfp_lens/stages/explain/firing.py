@@ -107,6 +107,7 @@ class Watched:
         """Fix levels and top tokens once the shown half is read, and make room for silent and for held-out windows."""
         n, sizes = len(self.features), self.sizes
         self.strongest = self.strong.ranked()
+        del self.strong
         self.level_F = torch.from_numpy(self.strongest.level()).to(self.device)
         self.tokens = [_most(half.ids[places], values) for places, values in map(self.strongest.of, range(n))]
         self._hold = Holds([ids[:TOP_TOKENS] for ids in self.tokens], self.device)

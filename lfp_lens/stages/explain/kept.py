@@ -19,13 +19,15 @@ STRONG_SHARE, TIE, LEAST = 0.01, 0.999, 1e-6
 HOLD_BLOCK = 1024
 """Features looked up at a time."""
 EARLY = 1.5
-"""A feature that holds more than so many times its `k` is cut before others come, which raises the bar for them."""
+"""Where no activations are kept, so that a cut is cheap, a feature that holds more than so many times its `k` is cut before
+others come, which raises the bar for them."""
 
 
 class Best:
     """The `k` windows or tokens with the largest keys, for every feature; a key of 0 keeps one out.
 
     Whatever beats the `k`-th largest key known so far is appended; a feature that has no room left is cut to its `k` largest.
+    There is room for twice `k`, so that all are seldom ranked.
     """
 
     def __init__(
@@ -43,7 +45,8 @@ class Best:
         """Take windows or tokens, named by `items_N`, with what the features do there."""
         if not self.k:
             return
-        self._cut(self._filled_F > (2.0 if self._acts_FCT.shape[2] else EARLY) * self.k)
+        if not self._acts_FCT.shape[2]:
+            self._cut(self._filled_F > EARLY * self.k)
         is_better_NF = keys_NF > self._least_F
         many = (is_better_NF.sum(0, dtype=torch.int32) > self.k).nonzero()[:, 0]
         if len(many):

@@ -14,14 +14,14 @@ from lfp_lens.stages.explain.windows import PRIORITIES
 ROUNDED_BITS = 12
 """Bits of a peak that are left out when windows are ranked: those equal up to rounding are in the drawn order."""
 MIXER = 0x45D9F3B
-"""Odd and below 2^27: a number below 2^31 times this is below 2^58."""
+"""Odd and below 2^27: a number below 2^36 times this is below 2^63."""
 
 
 class Draw:
     """A number between 0 and 1 for every window and feature: that of a feature, whatever is read or watched beside it."""
 
     def __init__(self, name: str, features: np.ndarray, device: torch.device) -> None:
-        """Draw for these features of a dictionary; `name` tells dictionaries apart."""
+        """Draw for these features; `name` tells the dictionaries of a run apart: the site, and whether it is a control."""
         self.keys_F = _mixed(torch.from_numpy(features).to(device) + zlib.crc32(name.encode()))
 
     def __call__(self, priority_W: torch.Tensor) -> torch.Tensor:
@@ -30,7 +30,7 @@ class Draw:
 
 
 def _mixed(numbers: torch.Tensor) -> torch.Tensor:
-    """Give a number below 2^31 for each number from 0 on, as good as drawn: shifts and products, as in SplitMix64."""
+    """Give a number below 2^31 for each number from 0 to 2^36, as good as drawn: shifts and products, as in SplitMix64."""
     for shift in (16, 15):
         numbers = ((numbers ^ (numbers >> shift)) * MIXER) & (PRIORITIES - 1)
     return numbers ^ (numbers >> 16)

@@ -117,7 +117,7 @@ def explain(
         LensError: for SAEs of another pair, an unknown choice, a task that is empty or that the labeller cannot judge,
             missing effects, too few texts, texts that all begin alike, a cache of another pair or of other texts, a second
             opinion that could not differ, a chat model without a key, a price or a server, a budget that does not suffice,
-            or if no feature fires.
+            a pair on `mps`, which lacks 64-bit numbers, or if no feature fires.
         GateError: if no SAE passes the quality gates.
 
     >>> labels = explain(pair, saes, texts, task="positive sentiment")  # doctest: +SKIP
@@ -155,6 +155,8 @@ def _check(pair: Pair, saes: SAESet, texts: Sequence[str], *, scores: Sequence[s
             f"These SAEs were trained on the pair {saes.pair}, this pair is {pair.fingerprint}: their "
             "features mean nothing here. Run train_sae on this pair."
         )
+    if pair.device.type == "mps":
+        raise LensError("explain ranks windows by 64-bit numbers, which mps lacks: load the pair with device='cpu'.")
     if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
         raise LensError("texts must be a list of strings.")
     for name, value in numbers.items():
