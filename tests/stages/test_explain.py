@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 
 from lfp_lens.core.errors import GateError, LensError
 from lfp_lens.core.stats import Estimate
@@ -230,6 +231,15 @@ def test_the_base_side_is_read_when_asked_for(pair: Pair, saes: SAESet) -> None:
 def test_saes_of_another_pair_are_refused(pair: Pair, saes: SAESet) -> None:
     with pytest.raises(LensError, match=r"trained on the pair abc, this pair is .*Run train_sae"):
         explain(pair, dataclasses.replace(saes, pair="abc"), TEXTS)
+
+
+def test_a_pair_on_mps_is_refused_before_anything_is_read(
+    pair: Pair, saes: SAESet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pair, "device", property(lambda self: torch.device("mps")))
+    monkeypatch.setattr(Pair, "hf", lambda self, side: pytest.fail("the model was read"))
+    with pytest.raises(LensError, match="64-bit numbers, which mps lacks: load the pair with device='cpu'"):
+        explain(pair, saes, tiny_texts(20), labeller="lexicon")
 
 
 def test_saes_that_fail_a_gate_are_refused_with_the_reason(pair: Pair, saes: SAESet) -> None:
